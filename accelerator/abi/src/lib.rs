@@ -1,0 +1,1 @@
+//! Map keys, values, names and limits shared by the kernel programs and the agent.

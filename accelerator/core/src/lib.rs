@@ -1,0 +1,1 @@
+//! Desired state against loaded state, as a list of map operations.

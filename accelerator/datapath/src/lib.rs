@@ -1,0 +1,1 @@
+//! The kernel behind a trait: loading, pinning, probing.

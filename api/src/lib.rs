@@ -1,0 +1,1 @@
+//! What users write and read: configuration documents, and nothing that acts on them.

@@ -1,0 +1,1 @@
+//! Harness and tests that talk to a real kernel and a real Envoy.

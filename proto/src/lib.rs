@@ -1,0 +1,1 @@
+//! Wire types: Envoy's messages and the descriptors of all of them.

@@ -1,0 +1,3 @@
+//! Repository tasks: setup, demo, test, ebpf, tidy, bench.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The xDS control plane: sources, gRPC services, admin endpoint.
