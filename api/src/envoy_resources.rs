@@ -1,0 +1,157 @@
+//! `EnvoyResources`: Envoy configuration as Envoy itself spells it, and the clients it is for.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The `kind` of an [`EnvoyResources`] document.
+pub const KIND: &str = "EnvoyResources";
+
+/// Resources that are served as they are written to every client that the selector matches.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct EnvoyResources {
+    /// Always [`API_VERSION`](crate::API_VERSION).
+    pub api_version: String,
+    /// Always [`KIND`].
+    pub kind: String,
+    /// Names the document.
+    pub metadata: Metadata,
+    /// What is served, and to whom.
+    pub spec: EnvoyResourcesSpec,
+}
+
+/// Identity of a document.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Metadata {
+    /// Unique among all documents of a control plane, not empty.
+    pub name: String,
+}
+
+/// The content of an [`EnvoyResources`] document.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct EnvoyResourcesSpec {
+    /// The clients that get the resources; every client if left out.
+    #[serde(default)]
+    pub selector: Selector,
+    /// Resources in proto3 JSON, each with its `@type`; camelCase and original field names both work.
+    #[serde(default)]
+    pub resources: Vec<serde_json::Value>,
+}
+
+/// Chooses clients by what they say of themselves in the `node` field of their first request.
+///
+/// All that is given must match; nothing given matches every client.
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Selector {
+    /// The exact `node.id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The exact `node.cluster`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Parts of `node.locality`.
+    #[serde(default, skip_serializing_if = "LocalitySelector::is_empty")]
+    pub locality: LocalitySelector,
+    /// Top-level entries of `node.metadata` and the exact string each must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// The part of a [`Selector`] that looks at where a client runs; what is left out matches anything.
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct LocalitySelector {
+    /// The exact `node.locality.region`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// The exact `node.locality.zone`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// The exact `node.locality.sub_zone`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub_zone: Option<String>,
+}
+
+/// What a client said of itself, as far as a [`Selector`] looks at it. Unset parts are empty.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeView<'a> {
+    /// `node.id`.
+    pub id: &'a str,
+    /// `node.cluster`.
+    pub cluster: &'a str,
+    /// `node.locality.region`.
+    pub region: &'a str,
+    /// `node.locality.zone`.
+    pub zone: &'a str,
+    /// `node.locality.sub_zone`.
+    pub sub_zone: &'a str,
+    /// Top-level entries of `node.metadata` that are strings.
+    pub metadata: &'a BTreeMap<String, String>,
+}
+
+impl Selector {
+    /// Tells whether everything this selector gives is what the client said.
+    #[must_use]
+    pub fn matches(&self, node: &NodeView<'_>) -> bool {
+        admits(self.id.as_deref(), node.id)
+            && admits(self.cluster.as_deref(), node.cluster)
+            && self.locality.matches(node)
+            && self
+                .metadata
+                .iter()
+                .all(|(key, value)| node.metadata.get(key) == Some(value))
+    }
+
+    /// Tells whether one client can match both selectors: no field is given different values by the two.
+    #[must_use]
+    pub fn may_overlap(&self, other: &Self) -> bool {
+        agree(self.id.as_ref(), other.id.as_ref())
+            && agree(self.cluster.as_ref(), other.cluster.as_ref())
+            && self.locality.may_overlap(&other.locality)
+            && self
+                .metadata
+                .iter()
+                .all(|(key, value)| agree(Some(value), other.metadata.get(key)))
+    }
+
+    /// Tells whether the selector matches every client.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl LocalitySelector {
+    /// Tells whether nothing is given.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn matches(&self, node: &NodeView<'_>) -> bool {
+        admits(self.region.as_deref(), node.region)
+            && admits(self.zone.as_deref(), node.zone)
+            && admits(self.sub_zone.as_deref(), node.sub_zone)
+    }
+
+    fn may_overlap(&self, other: &Self) -> bool {
+        agree(self.region.as_ref(), other.region.as_ref())
+            && agree(self.zone.as_ref(), other.zone.as_ref())
+            && agree(self.sub_zone.as_ref(), other.sub_zone.as_ref())
+    }
+}
+
+fn admits(wanted: Option<&str>, found: &str) -> bool {
+    wanted.is_none_or(|wanted| wanted == found)
+}
+
+fn agree(left: Option<&String>, right: Option<&String>) -> bool {
+    match (left, right) {
+        (Some(left), Some(right)) => left == right,
+        (None, _) | (_, None) => true,
+    }
+}
