@@ -1,0 +1,354 @@
+//! Istio's annotations, read as Istio's injector and `istio-iptables` read them.
+//!
+//! Sources: `istio/istio` `pkg/kube/inject/validate.go`, `manifests/charts/istio-control/istio-discovery/
+//! files/injection-template.yaml`, `cni/pkg/plugin/sidecar_redirect.go` and
+//! `tools/istio-iptables/pkg/capture/run.go`; names from `istio/api: annotation/annotations.yaml`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use serde::Deserialize;
+
+use super::{
+    Capture,
+    traffic::{BadRange, IpRange, PortCapture, RangeCapture, TrafficPolicy},
+};
+
+const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
+const EXCLUDE_INTERFACES: &str = "traffic.sidecar.istio.io/excludeInterfaces";
+const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
+const EXCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
+const INCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeInboundPorts";
+const INCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeOutboundPorts";
+const INCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
+const INTERCEPTION_MODE: &str = "sidecar.istio.io/interceptionMode";
+const KUBEVIRT_INTERFACES: &str = "traffic.sidecar.istio.io/kubevirtInterfaces";
+const PROXY_CONFIG: &str = "proxy.istio.io/config";
+const REROUTE_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
+const STATUS_PORT: &str = "status.sidecar.istio.io/port";
+const AMBIENT_REDIRECTION: &str = "ambient.istio.io/redirection";
+
+/// Port of the sidecar agent's own health endpoint unless the status port says otherwise.
+const DEFAULT_STATUS_PORT: u16 = 15020;
+/// Ports of the sidecar that are never captured on the way in: merged metrics, Envoy's readiness, its metrics.
+const SIDECAR_PORTS: [u16; 3] = [15020, 15021, 15090];
+/// Whether TCP DNS goes to 15001 or to the agent's 15053 is a mesh-wide setting that no annotation shows.
+/// What is not captured here is decided by the rules underneath, so that both come out right.
+const DNS_PORT: u16 = 53;
+
+/// An annotation that the accelerator knows but leaves to iptables.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Notice {
+    /// Its name.
+    pub annotation: &'static str,
+    /// What it means for the pod, as half a sentence.
+    pub effect: &'static str,
+}
+
+/// An annotation that cannot be read.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum AnnotationError {
+    /// Not a mode.
+    #[error(
+        "annotation {annotation}: {value:?} is no interception mode: expected REDIRECT, TPROXY or NONE"
+    )]
+    BadMode {
+        /// Which annotation.
+        annotation: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// Not a port.
+    #[error("annotation {annotation}: {item:?} is no port: expected a number from 0 to 65535")]
+    BadPort {
+        /// Which annotation.
+        annotation: &'static str,
+        /// The item of its list.
+        item: String,
+    },
+    /// Not YAML of a proxy configuration.
+    #[error("annotation {annotation}: the value is no YAML of Istio's ProxyConfig: {reason}")]
+    BadProxyConfig {
+        /// Which annotation.
+        annotation: &'static str,
+        /// What the YAML reader says.
+        reason: String,
+    },
+    /// Not a range.
+    #[error("annotation {annotation}: {item:?} is no IP range: {error}")]
+    BadRange {
+        /// Which annotation.
+        annotation: &'static str,
+        /// The item of its list.
+        item: String,
+        /// What is wrong with it.
+        error: BadRange,
+    },
+}
+
+impl AnnotationError {
+    /// Returns the name of the annotation.
+    #[must_use]
+    pub fn annotation(&self) -> &'static str {
+        match self {
+            Self::BadMode { annotation, .. }
+            | Self::BadPort { annotation, .. }
+            | Self::BadProxyConfig { annotation, .. }
+            | Self::BadRange { annotation, .. } => annotation,
+        }
+    }
+}
+
+type Annotations = BTreeMap<String, String>;
+
+/// Reads what concerns redirection and ignores the rest.
+///
+/// Everything is read even for a pod that is left alone: its error would otherwise show up on the day
+/// the annotation that keeps it out is removed.
+pub(super) fn parse_annotations(
+    annotations: &Annotations,
+) -> Result<(Capture, Vec<Notice>), AnnotationError> {
+    let policy = parse_policy(annotations)?;
+    let proxy = parse_proxy_config(annotations)?;
+    let mode = parse_mode(annotations, &proxy)?;
+    if mode == Mode::None {
+        return Ok((Capture::LeftAlone, Vec::new()));
+    }
+
+    let mut blocking = blocking_notices(annotations, &proxy)?;
+    if mode == Mode::Tproxy {
+        let effect = "TPROXY is not implemented, so the pod is left to iptables";
+        blocking.push(Notice {
+            annotation: INTERCEPTION_MODE,
+            effect,
+        });
+    }
+    let is_left_alone = !blocking.is_empty();
+    blocking.extend(harmless_notices(annotations));
+    let capture = if is_left_alone {
+        Capture::LeftAlone
+    } else {
+        Capture::Accelerated(policy)
+    };
+    Ok((capture, blocking))
+}
+
+fn parse_policy(annotations: &Annotations) -> Result<TrafficPolicy, AnnotationError> {
+    let exclude_outbound_ports = match annotations.get(EXCLUDE_OUTBOUND_PORTS) {
+        Some(list) => parse_ports(EXCLUDE_OUTBOUND_PORTS, list)?,
+        // Istio's CNI plugin excludes the status port where its init container excludes none. Leaving
+        // it to the rules underneath is right for both.
+        None => BTreeSet::from([DEFAULT_STATUS_PORT]),
+    };
+    let include_outbound_ranges = match annotations
+        .get(INCLUDE_OUTBOUND_RANGES)
+        .map(|list| list.trim())
+    {
+        None | Some("*") => RangeCapture::All,
+        Some(list) => RangeCapture::Only(parse_ranges(INCLUDE_OUTBOUND_RANGES, list)?),
+    };
+
+    // Read in any case: a bad list is an error even where it would not count.
+    let exclude_inbound_ports = parse_excluded_inbound_ports(annotations)?;
+    let inbound_ports = match annotations
+        .get(INCLUDE_INBOUND_PORTS)
+        .map(|list| list.trim())
+    {
+        None | Some("*") => PortCapture::AllBut(exclude_inbound_ports),
+        Some(list) => PortCapture::Only(parse_ports(INCLUDE_INBOUND_PORTS, list)?),
+    };
+
+    let list = |name: &str| annotations.get(name).map_or("", String::as_str);
+    Ok(TrafficPolicy {
+        exclude_outbound_ports: &exclude_outbound_ports | &BTreeSet::from([DNS_PORT]),
+        exclude_outbound_ranges: parse_ranges(
+            EXCLUDE_OUTBOUND_RANGES,
+            list(EXCLUDE_OUTBOUND_RANGES),
+        )?,
+        include_outbound_ports: parse_ports(INCLUDE_OUTBOUND_PORTS, list(INCLUDE_OUTBOUND_PORTS))?,
+        include_outbound_ranges,
+        inbound_ports,
+    })
+}
+
+fn parse_excluded_inbound_ports(
+    annotations: &Annotations,
+) -> Result<BTreeSet<u16>, AnnotationError> {
+    let mut ports = match annotations.get(EXCLUDE_INBOUND_PORTS) {
+        Some(list) => parse_ports(EXCLUDE_INBOUND_PORTS, list)?,
+        None => BTreeSet::new(),
+    };
+    ports.extend(SIDECAR_PORTS);
+    if let Some(text) = annotations.get(STATUS_PORT) {
+        // 0 turns the status port off.
+        ports.extend(Some(parse_port(STATUS_PORT, text.trim())?).filter(|port| *port != 0));
+    }
+    Ok(ports)
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Mode {
+    None,
+    Redirect,
+    Tproxy,
+}
+
+fn parse_mode(annotations: &Annotations, proxy: &ProxyConfig) -> Result<Mode, AnnotationError> {
+    let (annotation, value) = match (annotations.get(INTERCEPTION_MODE), &proxy.interception_mode) {
+        (Some(value), _) => (INTERCEPTION_MODE, value),
+        (None, Some(value)) => (PROXY_CONFIG, value),
+        (None, None) => return Ok(Mode::Redirect),
+    };
+    match value.as_str() {
+        "NONE" => Ok(Mode::None),
+        "REDIRECT" => Ok(Mode::Redirect),
+        "TPROXY" => Ok(Mode::Tproxy),
+        _ => Err(AnnotationError::BadMode {
+            annotation,
+            value: value.clone(),
+        }),
+    }
+}
+
+/// The two fields of Istio's `ProxyConfig` that change what is captured.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ProxyConfig {
+    interception_mode: Option<String>,
+    #[serde(default)]
+    proxy_metadata: BTreeMap<String, String>,
+}
+
+fn parse_proxy_config(annotations: &Annotations) -> Result<ProxyConfig, AnnotationError> {
+    let Some(text) = annotations
+        .get(PROXY_CONFIG)
+        .filter(|text| !text.trim().is_empty())
+    else {
+        return Ok(ProxyConfig::default());
+    };
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        AnnotationError::BadProxyConfig {
+            annotation: PROXY_CONFIG,
+            reason: error.to_string(),
+        }
+    })
+}
+
+// Things that take traffic out of the capture, or into another one, in ways the programs do not know.
+fn blocking_notices(
+    annotations: &Annotations,
+    proxy: &ProxyConfig,
+) -> Result<Vec<Notice>, AnnotationError> {
+    let mut notices = Vec::new();
+    if has_items(annotations, EXCLUDE_INTERFACES) {
+        let effect = "interfaces are not told apart, so the pod is left to iptables";
+        notices.push(Notice {
+            annotation: EXCLUDE_INTERFACES,
+            effect,
+        });
+    }
+    if includes_loopback(annotations)? {
+        let effect =
+            "capture of loopback addresses is not implemented, so the pod is left to iptables";
+        notices.push(Notice {
+            annotation: INCLUDE_OUTBOUND_RANGES,
+            effect,
+        });
+    }
+    if annotations
+        .get(AMBIENT_REDIRECTION)
+        .is_some_and(|value| value == "enabled")
+    {
+        let effect = "the pod has no sidecar of its own, so it is left to ztunnel";
+        notices.push(Notice {
+            annotation: AMBIENT_REDIRECTION,
+            effect,
+        });
+    }
+    let filters_groups = |(name, value): (&String, &String)| {
+        name.starts_with("ISTIO_OUTBOUND_OWNER_GROUPS") && !matches!(value.trim(), "" | "*")
+    };
+    if proxy.proxy_metadata.iter().any(filters_groups) {
+        let effect = "owner groups are not told apart, so the pod is left to iptables";
+        notices.push(Notice {
+            annotation: PROXY_CONFIG,
+            effect,
+        });
+    }
+    Ok(notices)
+}
+
+// Istio drops the rule that leaves loopback traffic alone as soon as one range *starts* in loopback,
+// bits behind the prefix included.
+fn includes_loopback(annotations: &Annotations) -> Result<bool, AnnotationError> {
+    let Some(list) = annotations
+        .get(INCLUDE_OUTBOUND_RANGES)
+        .filter(|list| list.trim() != "*")
+    else {
+        return Ok(false);
+    };
+    parse_ranges(INCLUDE_OUTBOUND_RANGES, list)?;
+    Ok(items(list)
+        .filter_map(|item| item.split_once('/')?.0.parse::<IpAddr>().ok())
+        .any(|addr| addr.is_loopback()))
+}
+
+// Rules on interfaces of virtual machines: their packets come from no socket of this node, so that the
+// rules underneath go on to serve them.
+fn harmless_notices(annotations: &Annotations) -> impl Iterator<Item = Notice> {
+    let effect = "traffic of virtual machines stays with iptables";
+    [KUBEVIRT_INTERFACES, REROUTE_INTERFACES]
+        .into_iter()
+        .filter(|name| has_items(annotations, name))
+        .map(move |annotation| Notice { annotation, effect })
+}
+
+fn has_items(annotations: &Annotations, name: &str) -> bool {
+    annotations
+        .get(name)
+        .is_some_and(|list| items(list).next().is_some())
+}
+
+fn parse_ports(annotation: &'static str, list: &str) -> Result<BTreeSet<u16>, AnnotationError> {
+    items(list)
+        .map(|item| parse_port(annotation, item))
+        .collect()
+}
+
+// Digits only: `+80` is a number to Rust and not to Go.
+fn parse_port(annotation: &'static str, item: &str) -> Result<u16, AnnotationError> {
+    let digits = Some(item).filter(|item| item.bytes().all(|byte| byte.is_ascii_digit()));
+    digits
+        .and_then(|digits| digits.parse().ok())
+        .ok_or_else(|| AnnotationError::BadPort {
+            annotation,
+            item: item.to_owned(),
+        })
+}
+
+fn parse_ranges(
+    annotation: &'static str,
+    list: &str,
+) -> Result<BTreeSet<IpRange>, AnnotationError> {
+    let parse = |item| {
+        IpRange::parse(item).map_err(|error| {
+            let item = str::to_owned(item);
+            AnnotationError::BadRange {
+                annotation,
+                item,
+                error,
+            }
+        })
+    };
+    items(list).map(parse).collect()
+}
+
+// As Istio's `config.Split`: trimmed, and nothing between two commas is nothing.
+fn items(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+}
