@@ -1,1 +1,47 @@
-//! Map keys, values, names and limits shared by the kernel programs and the agent.
+//! Map keys, values, names, limits and the redirect decision, shared by the kernel programs and the
+//! agent.
+//!
+//! Every type here that crosses into the kernel is `#[repr(C)]`, has no implicit padding, holds no
+//! enum, bool, reference or `Option`, and stores addresses and ports as byte arrays in network
+//! order, so that neither side can read them with the wrong endianness. IPv4 addresses are kept
+//! v4-mapped in 16 bytes.
+//!
+//! ```text
+//!  agent ── PODS, POD_ADDRS, PORT_RULES, CIDR_RULES ──▶ connect4: decide()
+//!                                                          │ HANDSHAKES (reservation)
+//!                                                          ▼
+//!                              ORIG_DST_BY_TUPLE ◀── sock_ops ──▶ ENDS, SOCKETS
+//!                                                          │
+//!  agent ◀── HOP_STATS, COUNTERS ── sk_msg ◀── SOCKET_STATE ──▶ getsockopt
+//! ```
+//!
+//! Invariant: this crate performs no I/O and is the only place where a layout is written down.
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod addr;
+mod decision;
+mod hop;
+mod limits;
+mod names;
+mod pod;
+mod rules;
+mod socket;
+
+pub use addr::{is_loopback, v4_mapped, v4_of};
+pub use decision::{
+    Dial, ENVOY_INBOUND_SOURCE, LOOPBACK, PassCause, Redirect, Rules, Verdict, decide,
+};
+pub use hop::{Counter, Hop, HopKey, HopStats, PassReason};
+pub use limits::{
+    MAX_CIDR_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS, MAX_PARKED_MESSAGES, MAX_POD_ADDRS, MAX_PODS,
+    MAX_PORT_RULES, MAX_SOCKETS,
+};
+pub use names::{ABI_VERSION, global, map, program};
+pub use pod::{PodConfig, PodFlags};
+pub use rules::{CIDR_DATA_BITS, CidrKey, PortKey, RULE_PRESENT, RuleList};
+pub use socket::{
+    End, EndFlags, Handshake, OriginalDst, Settings, SettingsMode, SockKey, SocketFlags,
+    SocketState, TupleEntry,
+};

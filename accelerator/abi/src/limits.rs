@@ -1,0 +1,29 @@
+//! Bounds of the maps. A full map never breaks a connection: it only leaves it on plain TCP.
+
+/// Pods per node. The kubelet's default is 110 and the largest documented setting is 500.
+pub const MAX_PODS: u32 = 1_024;
+
+/// Addresses per node: two families and a spare for each pod.
+pub const MAX_POD_ADDRS: u32 = 4_096;
+
+/// Port rules per node: 32 for each of [`MAX_PODS`] pods.
+pub const MAX_PORT_RULES: u32 = 32_768;
+
+/// CIDR rules per node: 32 for each of [`MAX_PODS`] pods.
+pub const MAX_CIDR_RULES: u32 = 32_768;
+
+/// Redirected connections whose accepting end is not established yet. At 1 ms from SYN to
+/// established this is 16 million connections a second; it is reached only when SYNs get no answer.
+pub const MAX_HANDSHAKES: u32 = 16_384;
+
+/// Sockets (ends, not pairs) that `sk_msg` may look at. One entry costs about 200 bytes in
+/// `ENDS` and `SOCKETS` together, allocated when used.
+pub const MAX_SOCKETS: u32 = 65_536;
+
+/// Rows of hop counters: 8 hops for each of [`MAX_PODS`] pods.
+pub const MAX_HOP_ROWS: u32 = 8_192;
+
+/// Messages that one direction may park at its reader since the reader's queue was last seen empty.
+/// Each costs about 1 KiB of kernel memory that `SO_RCVBUF` does not see (measured, Linux 6.18), so
+/// the bound is 1 MiB per direction.
+pub const MAX_PARKED_MESSAGES: u32 = 1_024;

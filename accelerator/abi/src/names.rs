@@ -1,0 +1,89 @@
+//! Names of maps, programs and loader-set globals, and the version of the whole layout.
+
+/// Version of every layout in this crate. Pinned maps of another version are never adopted.
+pub const ABI_VERSION: u32 = 1;
+
+/// Names of the maps: symbols in the object and file names under the pin directory.
+pub mod map {
+    /// `HASH`, netns cookie → [`crate::PodConfig`]. Linux 3.19.
+    pub const PODS: &str = "PODS";
+    /// `HASH`, v4-mapped address → netns cookie of the pod that owns it. Linux 3.19.
+    pub const POD_ADDRS: &str = "POD_ADDRS";
+    /// `HASH`, [`crate::PortKey`] → [`crate::RULE_PRESENT`]. Linux 3.19.
+    pub const PORT_RULES: &str = "PORT_RULES";
+    /// `LPM_TRIE`, [`crate::CidrKey`] → [`crate::RULE_PRESENT`]. Linux 4.11.
+    pub const CIDR_RULES: &str = "CIDR_RULES";
+    /// `HASH`, socket cookie of the connecting end → [`crate::Handshake`]. Linux 3.19.
+    pub const HANDSHAKES: &str = "HANDSHAKES";
+    /// `HASH`, [`crate::SockKey`] of the accepting end → [`crate::TupleEntry`]. Linux 3.19.
+    pub const ORIG_DST_BY_TUPLE: &str = "ORIG_DST_BY_TUPLE";
+    /// `SK_STORAGE`, socket → [`crate::SocketState`]. Linux 5.2; in `sk_msg` 5.10.
+    pub const SOCKET_STATE: &str = "SOCKET_STATE";
+    /// `HASH`, [`crate::SockKey`] → [`crate::End`]. Linux 3.19.
+    pub const ENDS: &str = "ENDS";
+    /// `SOCKHASH`, [`crate::SockKey`] → socket. Linux 4.18.
+    pub const SOCKETS: &str = "SOCKETS";
+    /// `PERCPU_HASH`, [`crate::HopKey`] → [`crate::HopStats`]. Linux 4.6.
+    pub const HOP_STATS: &str = "HOP_STATS";
+    /// `PERCPU_ARRAY`, [`crate::Counter`] → count of events. Linux 4.6.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// `ARRAY` of one [`crate::Settings`]. Linux 3.19.
+    pub const SETTINGS: &str = "SETTINGS";
+
+    /// Every map, in the order in which they are listed and removed.
+    pub const ALL: [&str; 12] = [
+        PODS,
+        POD_ADDRS,
+        PORT_RULES,
+        CIDR_RULES,
+        HANDSHAKES,
+        ORIG_DST_BY_TUPLE,
+        SOCKET_STATE,
+        ENDS,
+        SOCKETS,
+        HOP_STATS,
+        COUNTERS,
+        SETTINGS,
+    ];
+}
+
+/// Names of the programs: symbols in the object and file names under the pin directory.
+pub mod program {
+    /// `cgroup/connect4`: decides and rewrites the destination. Linux 4.17.
+    pub const CONNECT4: &str = "isthmus_connect4";
+    /// `cgroup/getsockopt`: answers `SO_ORIGINAL_DST`. Linux 5.3.
+    pub const GETSOCKOPT: &str = "isthmus_getsockopt";
+    /// `sock_ops`: pairs the two ends of a connection. Linux 4.13; its netns cookie 5.15.
+    pub const SOCK_OPS: &str = "isthmus_sockops";
+    /// `sk_msg`: the latch. Linux 4.17; its netns cookie 5.15.
+    pub const SK_MSG: &str = "isthmus_skmsg";
+
+    /// Every program, in the order in which they are attached.
+    pub const ALL: [&str; 4] = [SK_MSG, SOCK_OPS, GETSOCKOPT, CONNECT4];
+}
+
+/// Names of the `u32` globals that the loader sets from the running kernel's BTF. A field that the
+/// kernel lacks is [`ABSENT`](global::ABSENT).
+pub mod global {
+    /// Value of an offset whose field the running kernel does not have.
+    pub const ABSENT: u32 = u32::MAX;
+
+    /// Offset of `sock_common.skc_cookie` in `struct sock`.
+    pub const SKC_COOKIE_OFFSET: &str = "SKC_COOKIE_OFFSET";
+    /// Offset of `sock.sk_receive_queue.qlen`.
+    pub const RECEIVE_QUEUE_LEN_OFFSET: &str = "RECEIVE_QUEUE_LEN_OFFSET";
+    /// Offset of `sock.sk_backlog.len`.
+    pub const BACKLOG_LEN_OFFSET: &str = "BACKLOG_LEN_OFFSET";
+    /// Offset of `sock.sk_backlog.rmem_alloc`, which is `sk_rmem_alloc`.
+    pub const RMEM_ALLOC_OFFSET: &str = "RMEM_ALLOC_OFFSET";
+    /// Offset of `sock.sk_rcvbuf`.
+    pub const RCVBUF_OFFSET: &str = "RCVBUF_OFFSET";
+    /// Offset of `tcp_sock.snd_una`.
+    pub const SND_UNA_OFFSET: &str = "SND_UNA_OFFSET";
+    /// Offset of `tcp_sock.write_seq`.
+    pub const WRITE_SEQ_OFFSET: &str = "WRITE_SEQ_OFFSET";
+    /// Offset of `inet_connection_sock.icsk_ulp_ops`.
+    pub const ULP_OPS_OFFSET: &str = "ULP_OPS_OFFSET";
+    /// Offset of the byte that holds `tcp_sock.is_mptcp`; absent without `CONFIG_MPTCP`.
+    pub const IS_MPTCP_OFFSET: &str = "IS_MPTCP_OFFSET";
+}

@@ -1,0 +1,72 @@
+//! What the kernel knows about one pod.
+
+/// Bits of [`PodConfig::flags`].
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, Ord, PartialOrd, bytemuck::Pod, bytemuck::Zeroable,
+)]
+#[repr(transparent)]
+pub struct PodFlags(u32);
+
+impl PodFlags {
+    /// No flag: nothing is captured except by the include lists.
+    pub const NONE: Self = Self(0);
+    /// `includeOutboundIPRanges: "*"`.
+    pub const OUTBOUND_ALL: Self = Self(1);
+    /// `includeInboundPorts: "*"`.
+    pub const INBOUND_ALL: Self = Self(1 << 1);
+    /// The outbound include ranges contain loopback addresses, so that Istio leaves out the rule
+    /// that lets everything on `lo` pass (row O4).
+    pub const LOOPBACK_IN_RANGES: Self = Self(1 << 2);
+
+    /// Tells whether every bit of `other` is set.
+    #[must_use]
+    #[inline]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Returns both sets together.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Value of `PODS`: how one pod's traffic is governed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct PodConfig {
+    /// User of the proxy; its sockets are never sent to itself.
+    pub proxy_uid: u32,
+    /// Group of the proxy; its sockets are never sent to itself.
+    pub proxy_gid: u32,
+    /// What is captured wholesale.
+    pub flags: PodFlags,
+    /// Port of the proxy's outbound listener on 127.0.0.1, network order.
+    pub outbound_port: [u8; 2],
+    /// Port of the proxy's inbound listener on the pod's address, network order.
+    pub inbound_port: [u8; 2],
+}
+
+impl PodConfig {
+    /// Istio's user and group of the proxy.
+    pub const ISTIO_PROXY_ID: u32 = 1337;
+    /// Istio's outbound listener.
+    pub const ISTIO_OUTBOUND_PORT: u16 = 15_001;
+    /// Istio's inbound listener.
+    pub const ISTIO_INBOUND_PORT: u16 = 15_006;
+
+    /// Returns Istio's default: user and group 1337, everything captured both ways.
+    #[must_use]
+    pub const fn istio_default() -> Self {
+        Self {
+            proxy_uid: Self::ISTIO_PROXY_ID,
+            proxy_gid: Self::ISTIO_PROXY_ID,
+            flags: PodFlags::OUTBOUND_ALL.with(PodFlags::INBOUND_ALL),
+            outbound_port: Self::ISTIO_OUTBOUND_PORT.to_be_bytes(),
+            inbound_port: Self::ISTIO_INBOUND_PORT.to_be_bytes(),
+        }
+    }
+}
+
+const _: () = assert!(size_of::<PodConfig>() == 16);

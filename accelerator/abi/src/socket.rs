@@ -1,0 +1,205 @@
+//! State that belongs to a connection or to one of its sockets.
+
+use crate::Hop;
+
+/// Key of `ENDS`, `SOCKETS` and `ORIG_DST_BY_TUPLE`: one end of a connection inside one network
+/// namespace.
+///
+/// The cookie is part of the key because pods reuse loopback addresses and ports.
+#[derive(
+    Clone, Copy, Debug, Eq, Hash, PartialEq, Ord, PartialOrd, bytemuck::Pod, bytemuck::Zeroable,
+)]
+#[repr(C)]
+pub struct SockKey {
+    /// Namespace that this end lives in.
+    pub netns_cookie: u64,
+    /// Address of this end.
+    pub local_addr: [u8; 16],
+    /// Address of the other end, as this end sees it.
+    pub peer_addr: [u8; 16],
+    /// Port of this end, network order.
+    pub local_port: [u8; 2],
+    /// Port of the other end, network order.
+    pub peer_port: [u8; 2],
+    /// Spelled out: the verifier rejects keys built from uninitialised bytes.
+    pub reserved: [u8; 4],
+}
+
+impl SockKey {
+    /// Returns the key of the other end, which lives in the namespace `netns_cookie`.
+    #[must_use]
+    #[inline]
+    pub const fn flipped(&self, netns_cookie: u64) -> Self {
+        Self {
+            netns_cookie,
+            local_addr: self.peer_addr,
+            peer_addr: self.local_addr,
+            local_port: self.peer_port,
+            peer_port: self.local_port,
+            reserved: [0; 4],
+        }
+    }
+}
+
+/// Where an application wanted to connect before the destination was rewritten.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct OriginalDst {
+    /// Address, v4-mapped.
+    pub addr: [u8; 16],
+    /// Port, network order.
+    pub port: [u8; 2],
+    /// Always zero.
+    pub reserved: [u8; 6],
+}
+
+/// Value of `HANDSHAKES`: room that a connection has reserved in `ORIG_DST_BY_TUPLE`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Handshake {
+    /// Destination that the application asked for.
+    pub original: OriginalDst,
+}
+
+/// Value of `ORIG_DST_BY_TUPLE`: what the accepting end will want to know.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct TupleEntry {
+    /// Destination that the application asked for.
+    pub original: OriginalDst,
+    /// Socket cookie of the connecting end.
+    pub client_cookie: u64,
+    /// Namespace of the connecting end.
+    pub client_netns: u64,
+    /// Hop of what the *accepting* end sends.
+    pub accepted_hop: Hop,
+    /// Flags that the accepting socket gets.
+    pub accepted_flags: SocketFlags,
+}
+
+/// Bits of [`SocketState::flags`].
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct SocketFlags(u32);
+
+impl SocketFlags {
+    /// No flag.
+    pub const NONE: Self = Self(0);
+    /// The latch: this socket has sent by TCP and does so for the rest of its life.
+    pub const SLOW: Self = Self(1);
+    /// [`SocketState::original`] answers `SO_ORIGINAL_DST` on this socket.
+    pub const HAS_ORIGINAL_DST: Self = Self(1 << 1);
+    /// What this socket sends is read by a proxy.
+    pub const READER_IS_PROXY: Self = Self(1 << 2);
+    /// What the other end sends is read by a proxy, which is the owner of this socket.
+    pub const OWNER_IS_PROXY: Self = Self(1 << 3);
+    /// [`SocketState::peer`] and [`SocketState::own_sk`] are filled in.
+    pub const IS_PAIRED: Self = Self(1 << 4);
+
+    /// Tells whether every bit of `other` is set.
+    #[must_use]
+    #[inline]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Returns both sets together.
+    #[must_use]
+    #[inline]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Value of `SOCKET_STATE`: freed with its socket, written only under that socket's lock.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct SocketState {
+    /// Answer to `SO_ORIGINAL_DST` (accepting end), or what was asked for (connecting end).
+    pub original: OriginalDst,
+    /// Key of the other end.
+    pub peer: SockKey,
+    /// Namespace of this socket.
+    pub netns_cookie: u64,
+    /// Namespace of the other end.
+    pub peer_netns: u64,
+    /// Address of this `struct sock`. Only ever read with `bpf_probe_read_kernel`.
+    pub own_sk: u64,
+    /// Address of the other end's `struct sock`, 0 until known. Only ever read with
+    /// `bpf_probe_read_kernel`, and trusted only after the cookie behind it matched.
+    pub peer_sk: u64,
+    /// Socket cookie of the other end.
+    pub peer_cookie: u64,
+    /// Hop of what this socket sends.
+    pub hop: Hop,
+    /// What is known about this socket.
+    pub flags: SocketFlags,
+    /// Messages redirected since the reader's queue was last seen empty.
+    pub parked_messages: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Bits of [`End::flags`].
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct EndFlags(u32);
+
+impl EndFlags {
+    /// No flag: an application reads from this end.
+    pub const NONE: Self = Self(0);
+    /// A proxy reads from this end.
+    pub const READER_IS_PROXY: Self = Self(1);
+
+    /// Tells whether every bit of `other` is set.
+    #[must_use]
+    #[inline]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Value of `ENDS`: a socket that is in `SOCKETS`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct End {
+    /// Address of the `struct sock`. May be stale: trust it only after the cookie matched.
+    pub sk: u64,
+    /// Socket cookie, unique on the machine until reboot.
+    pub cookie: u64,
+    /// Who reads here.
+    pub flags: EndFlags,
+    /// Hop of what this end sends.
+    pub hop: Hop,
+}
+
+/// Value of [`Settings::mode`].
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct SettingsMode(u32);
+
+impl SettingsMode {
+    /// Connections are redirected; no socket enters the sockmap and every message passes. Also what
+    /// a map that nobody has written says.
+    pub const REDIRECT_ONLY: Self = Self(0);
+    /// Messages towards proxies may skip TCP.
+    pub const SOCKMAP: Self = Self(1);
+}
+
+/// The one element of `SETTINGS`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Settings {
+    /// [`crate::ABI_VERSION`] of the agent that made the maps.
+    pub abi_version: u32,
+    /// What the programs may do.
+    pub mode: SettingsMode,
+}
+
+// The layouts are an ABI: a pinned map may outlive the agent that made it.
+const _: () = assert!(size_of::<SockKey>() == 48);
+const _: () = assert!(align_of::<SockKey>() == 8);
+const _: () = assert!(size_of::<OriginalDst>() == 24);
+const _: () = assert!(size_of::<TupleEntry>() == 48);
+const _: () = assert!(size_of::<SocketState>() == 128);
+const _: () = assert!(size_of::<End>() == 24);
