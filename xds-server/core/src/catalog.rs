@@ -1,0 +1,306 @@
+//! Which documents a client gets, and the views that follow from them.
+//!
+//! A *scope* is a set of documents; clients that the same documents select share one view. Its
+//! cost follows the number of distinct sets, not the number of clients.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use isthmus_api::envoy_resources::{NodeView, Selector};
+
+use crate::resource::{Name, Resource, TypeUrl, Version};
+use crate::view::View;
+
+/// A document as it comes from a source: messages serialized, nothing encoded for the wire.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// Unique among all documents.
+    pub name: Name,
+    /// The clients that get it.
+    pub selector: Selector,
+    /// What they get.
+    pub resources: Vec<Draft>,
+}
+
+/// A resource of a [`Document`].
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Its type.
+    pub type_url: TypeUrl,
+    /// The name under which clients ask for it.
+    pub name: Name,
+    /// The serialized message, without `Any`.
+    pub value: Bytes,
+    /// For a cluster with EDS, the name of its endpoints.
+    pub endpoints: Option<Name>,
+}
+
+/// The names of the documents that a client gets, in order. Equal keys mean equal views.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ScopeKey(Arc<[Name]>);
+
+impl ScopeKey {
+    /// The documents of the scope, in order.
+    pub fn documents(&self) -> &[Name] {
+        &self.0
+    }
+}
+
+/// What publishing a set of documents did.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Published {
+    /// Number of the commit.
+    pub generation: u64,
+    /// Scopes in use whose content changed.
+    pub changed: Vec<ScopeKey>,
+    /// Whether a client may belong to another scope than before.
+    pub are_scopes_moved: bool,
+}
+
+/// All documents, and the views of the scopes in use. One writer owns it.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    generation: u64,
+    documents: BTreeMap<Name, Held>,
+    scopes: BTreeMap<ScopeKey, Arc<View>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    selector: Selector,
+    resources: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>>,
+}
+
+impl Catalog {
+    /// A catalog that has nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of the last commit; 0 before the first.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Replaces all documents in one commit. A resource whose content is as before keeps its
+    /// encoded bytes, and a scope whose content is as before keeps its view.
+    pub fn publish(&mut self, documents: Vec<Document>) -> Published {
+        self.generation += 1;
+        let mut next = BTreeMap::new();
+        for document in documents {
+            let before = self.documents.get(&document.name);
+            next.insert(
+                document.name,
+                hold(before, document.selector, document.resources),
+            );
+        }
+        let are_scopes_moved = next.len() != self.documents.len()
+            || next
+                .iter()
+                .zip(&self.documents)
+                .any(|(new, old)| new.0 != old.0 || new.1.selector != old.1.selector);
+        self.documents = next;
+
+        let mut changed = Vec::new();
+        let scopes = std::mem::take(&mut self.scopes);
+        for (key, before) in scopes {
+            let view = self.build(&key, Some(&before));
+            if view.is_same_content(&before) {
+                self.scopes.insert(key, before);
+            } else {
+                changed.push(key.clone());
+                self.scopes.insert(key, Arc::new(view));
+            }
+        }
+        Published {
+            generation: self.generation,
+            changed,
+            are_scopes_moved,
+        }
+    }
+
+    /// Finds the scope of a client.
+    pub fn scope_of(&self, node: &NodeView<'_>) -> ScopeKey {
+        let names = self
+            .documents
+            .iter()
+            .filter(|(_, held)| held.selector.matches(node))
+            .map(|(name, _)| Name::clone(name));
+        ScopeKey(names.collect())
+    }
+
+    /// The view of a scope, built on first use.
+    pub fn view(&mut self, key: &ScopeKey) -> Arc<View> {
+        if let Some(view) = self.scopes.get(key) {
+            return Arc::clone(view);
+        }
+        let view = Arc::new(self.build(key, None));
+        self.scopes.insert(key.clone(), Arc::clone(&view));
+        view
+    }
+
+    /// Drops the views of scopes that nobody uses.
+    pub fn retain_scopes(&mut self, mut is_used: impl FnMut(&ScopeKey) -> bool) {
+        self.scopes.retain(|key, _| is_used(key));
+    }
+
+    /// Scopes in use with their views.
+    pub fn scopes(&self) -> impl Iterator<Item = (&ScopeKey, &Arc<View>)> {
+        self.scopes.iter()
+    }
+
+    /// Number of documents.
+    pub fn documents_len(&self) -> usize {
+        self.documents.len()
+    }
+
+    fn build(&self, key: &ScopeKey, previous: Option<&View>) -> View {
+        let mut resources: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>> = BTreeMap::new();
+        for held in key.0.iter().filter_map(|name| self.documents.get(name)) {
+            for (type_url, set) in &held.resources {
+                let all = resources.entry(TypeUrl::clone(type_url)).or_default();
+                all.extend(
+                    set.iter()
+                        .map(|(name, it)| (Name::clone(name), Arc::clone(it))),
+                );
+            }
+        }
+        View::build(previous, self.generation, resources)
+    }
+}
+
+fn hold(before: Option<&Held>, selector: Selector, drafts: Vec<Draft>) -> Held {
+    let mut resources: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>> = BTreeMap::new();
+    for draft in drafts {
+        let old = before
+            .and_then(|held| held.resources.get(&draft.type_url))
+            .and_then(|set| set.get(&draft.name))
+            .filter(|old| {
+                old.version() == Version::of_resource(&draft.type_url, &draft.name, &draft.value)
+            });
+        let resource = old.map_or_else(|| Arc::new(encode(&draft)), Arc::clone);
+        let name = Name::clone(resource.name());
+        resources
+            .entry(draft.type_url)
+            .or_default()
+            .insert(name, resource);
+    }
+    Held {
+        selector,
+        resources,
+    }
+}
+
+fn encode(draft: &Draft) -> Resource {
+    let resource = Resource::new(&draft.type_url, Name::clone(&draft.name), &draft.value);
+    match &draft.endpoints {
+        Some(name) => resource.with_endpoints(Name::clone(name)),
+        None => resource,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TYPE: &str = "t";
+
+    fn document(name: &str, id: Option<&str>, resources: &[(&str, &str)]) -> Document {
+        Document {
+            name: Name::from(name),
+            selector: Selector {
+                id: id.map(ToOwned::to_owned),
+                ..Selector::default()
+            },
+            resources: resources
+                .iter()
+                .map(|(name, value)| Draft {
+                    type_url: TypeUrl::from(TYPE),
+                    name: Name::from(*name),
+                    value: Bytes::copy_from_slice(value.as_bytes()),
+                    endpoints: None,
+                })
+                .collect(),
+        }
+    }
+
+    fn scope(catalog: &Catalog, id: &str) -> ScopeKey {
+        let metadata = BTreeMap::new();
+        catalog.scope_of(&NodeView {
+            id,
+            cluster: "",
+            region: "",
+            zone: "",
+            sub_zone: "",
+            metadata: &metadata,
+        })
+    }
+
+    #[test]
+    fn a_client_gets_what_selects_it() {
+        let mut catalog = Catalog::new();
+        catalog.publish(vec![
+            document("all", None, &[("a", "1")]),
+            document("one", Some("x"), &[("b", "1")]),
+        ]);
+        let names = |view: &View| {
+            let set = view.type_set(TYPE).expect("the type has resources");
+            set.resources()
+                .map(|it| it.name().to_string())
+                .collect::<Vec<_>>()
+        };
+        let (x, y) = (scope(&catalog, "x"), scope(&catalog, "y"));
+        assert_eq!(names(&catalog.view(&x)), ["a", "b"]);
+        assert_eq!(names(&catalog.view(&y)), ["a"]);
+    }
+
+    #[test]
+    fn only_touched_scopes_change_and_equal_content_changes_none() {
+        let mut catalog = Catalog::new();
+        let documents = |b: &str| {
+            vec![
+                document("all", None, &[("a", "1")]),
+                document("one", Some("x"), &[("b", b)]),
+            ]
+        };
+        catalog.publish(documents("1"));
+        let (x, y) = (scope(&catalog, "x"), scope(&catalog, "y"));
+        let before = (catalog.view(&x), catalog.view(&y));
+
+        let published = catalog.publish(documents("1"));
+        assert!(published.changed.is_empty() && !published.are_scopes_moved);
+        assert!(Arc::ptr_eq(&before.0, &catalog.view(&x)));
+
+        let published = catalog.publish(documents("2"));
+        assert_eq!(published.changed, [x]);
+        assert!(Arc::ptr_eq(&before.1, &catalog.view(&y)));
+    }
+
+    #[test]
+    fn an_unchanged_resource_keeps_its_encoded_bytes() {
+        let mut catalog = Catalog::new();
+        catalog.publish(vec![document("all", None, &[("a", "1"), ("b", "1")])]);
+        let key = scope(&catalog, "x");
+        let before = catalog.view(&key);
+        catalog.publish(vec![document("all", None, &[("a", "1"), ("b", "2")])]);
+        let after = catalog.view(&key);
+        let find = |view: &View, name: &str| {
+            Arc::clone(view.type_set(TYPE).unwrap().resource(name).unwrap())
+        };
+        assert!(Arc::ptr_eq(&find(&before, "a"), &find(&after, "a")));
+        assert!(!Arc::ptr_eq(&find(&before, "b"), &find(&after, "b")));
+    }
+
+    #[test]
+    fn another_selector_moves_scopes() {
+        let mut catalog = Catalog::new();
+        catalog.publish(vec![document("d", Some("x"), &[("a", "1")])]);
+        assert!(
+            catalog
+                .publish(vec![document("d", Some("y"), &[("a", "1")])])
+                .are_scopes_moved
+        );
+        assert!(scope(&catalog, "x").documents().is_empty());
+    }
+}

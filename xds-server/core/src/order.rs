@@ -1,0 +1,63 @@
+//! Which type may go now: make before break, gated on answers, never overtaking (R43 to R46a).
+
+use std::time::Duration;
+
+use crate::limits;
+use crate::type_state::TypeState;
+
+/// When a type's pending content may be sent; `None` if only an event can tell.
+///
+/// Content that refers to other types waits until those were sent (R45) and answered (R46), but
+/// never longer than [`limits::MAKE_PATIENCE`]. A refusal is an answer: waiting would not help.
+pub(crate) fn make_at(state: &TypeState, all: &[TypeState]) -> Option<Duration> {
+    if !state.has_makes() {
+        return None;
+    }
+    let own = state.may_send_at();
+    if state.rules.makes_after.is_empty() {
+        return finite(own);
+    }
+    let is_waited_for = |other: &TypeState| {
+        let is_overtaken = other.rules.rank < state.rules.rank && other.has_makes();
+        let is_named = state.rules.makes_after.contains(&other.rules.type_url);
+        is_overtaken || (is_named && !other.is_answered())
+    };
+    if all.iter().any(is_waited_for) {
+        let since = state.pending_since().unwrap_or(Duration::ZERO);
+        return finite(own.max(since + limits::MAKE_PATIENCE));
+    }
+    finite(own)
+}
+
+/// When a type's removals may be sent, and from when on they must be held to go then.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum BreakGate {
+    /// All of them may go now.
+    Open,
+    /// Those that waited for [`limits::BREAK_PATIENCE`] may go.
+    AfterPatience,
+    /// None may go: a refused type still refers to what it referred to before.
+    Shut,
+}
+
+/// Says whether what a type wants to remove can still be referred to (R44).
+pub(crate) fn break_gate(state: &TypeState, all: &[TypeState]) -> BreakGate {
+    let mut referrers = all
+        .iter()
+        .filter(|other| state.rules.breaks_after.contains(&other.rules.type_url));
+    let mut gate = if state.is_answered() {
+        BreakGate::Open
+    } else {
+        BreakGate::AfterPatience
+    };
+    if referrers.clone().any(|other| other.refusal().is_some()) {
+        gate = BreakGate::Shut;
+    } else if !referrers.all(|other| other.is_settled() && !other.has_breaks()) {
+        gate = BreakGate::AfterPatience;
+    }
+    gate
+}
+
+fn finite(at: Duration) -> Option<Duration> {
+    (at < Duration::MAX).then_some(at)
+}

@@ -1,0 +1,456 @@
+//! One stream, state of the world or incremental, aggregated or of one type, as a state machine.
+//!
+//! The caller feeds requests and views and then polls until there is nothing more to send:
+//! requests first, so that who asks is served before who is told (7b of the design).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::limits;
+use crate::order::{self, BreakGate};
+use crate::resource::{Name, TypeUrl, Version};
+use crate::subscription::LegacyWildcard;
+use crate::type_rules::{self, rules_of};
+use crate::type_state::{Answer, Refusal, TypeState};
+use crate::view::{TypeSet, View};
+use crate::wire;
+
+/// Which of the two protocols a stream speaks.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Variant {
+    /// Incremental: `DeltaDiscoveryRequest`, `DeltaDiscoveryResponse`.
+    Delta,
+    /// State of the world: `DiscoveryRequest`, `DiscoveryResponse`.
+    Sotw,
+}
+
+/// What kind of client is at the other end, as far as the protocol depends on it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Peer {
+    /// Envoy, and whatever follows its reading of the protocol.
+    Envoy,
+    /// A gRPC library: it never means everything by naming nothing (R20).
+    Grpc,
+}
+
+/// A discovery request, decoded and without what only the first one says of the node.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Type asked for; may be empty on a stream of one type.
+    pub type_url: String,
+    /// Nonce of the response that this answers; empty if none.
+    pub nonce: String,
+    /// The client's words if it refuses that response (R9).
+    pub error: Option<String>,
+    /// All names wanted; state of the world only.
+    pub names: Vec<Name>,
+    /// Names wanted from here on; incremental only.
+    pub subscribe: Vec<Name>,
+    /// Names not wanted any more; incremental only.
+    pub unsubscribe: Vec<Name>,
+    /// Names and versions that the client holds from an earlier stream; incremental only.
+    pub initial_versions: Vec<(Name, String)>,
+}
+
+/// Why a stream must end. The client is at fault, and no other stream is affected.
+#[derive(Debug, Eq, PartialEq, thiserror::Error)]
+pub enum RequestError {
+    /// An aggregated stream needs the type in every request (R2).
+    #[error("type_url is empty: a request on an aggregated stream must name its type")]
+    NoTypeUrl,
+    /// A stream of one type was asked for another (R2).
+    #[error("type_url {asked} does not belong on this stream, which serves {served} only")]
+    WrongType {
+        /// The type in the request.
+        asked: String,
+        /// The type of the service.
+        served: TypeUrl,
+    },
+    /// A name is longer than [`limits::NAME_BYTES`].
+    #[error(
+        "a resource name of {size_bytes} bytes is over the limit of {}",
+        limits::NAME_BYTES
+    )]
+    LongName {
+        /// Its length.
+        size_bytes: usize,
+    },
+    /// The stream holds more than [`limits::SUBSCRIBED_NAMES`].
+    #[error(
+        "{count} subscribed names are over the limit of {} per stream",
+        limits::SUBSCRIBED_NAMES
+    )]
+    TooManyNames {
+        /// How many there would be.
+        count: usize,
+    },
+    /// The stream asks for more than [`limits::TYPES_PER_STREAM`].
+    #[error("more than {} types on one stream", limits::TYPES_PER_STREAM)]
+    TooManyTypes,
+}
+
+/// A response, encoded: a few bytes of its own, then slices shared with all other streams.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// Its type.
+    pub type_url: TypeUrl,
+    /// Number of resources in it.
+    pub resources: usize,
+    /// Number of removals in it.
+    pub removed: usize,
+    /// The protobuf message, in pieces to be written one after the other.
+    pub pieces: Vec<Bytes>,
+}
+
+impl Response {
+    /// Length of the message.
+    pub fn size_bytes(&self) -> usize {
+        self.pieces.iter().map(Bytes::len).sum()
+    }
+}
+
+/// Something worth counting or telling an operator.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Event {
+    /// A response was accepted.
+    Acked {
+        /// Its type.
+        type_url: TypeUrl,
+        /// Generation of its content.
+        generation: u64,
+        /// From sending to the answer.
+        after: Duration,
+    },
+    /// A response was refused; its content is not sent again until it differs (R10).
+    Nacked {
+        /// Its type.
+        type_url: TypeUrl,
+        /// What the client said.
+        refusal: Refusal,
+    },
+    /// A request named a nonce that is answered already, or was never issued here.
+    StaleNonce {
+        /// The type of the request.
+        type_url: TypeUrl,
+    },
+}
+
+/// Where a client stands with one type.
+#[derive(Clone, Debug)]
+pub struct TypeStatus {
+    /// The type.
+    pub type_url: TypeUrl,
+    /// Whether everything is asked for.
+    pub is_wildcard: bool,
+    /// How many names are asked for.
+    pub names: usize,
+    /// Generation of the newest content that was sent.
+    pub sent_generation: Option<u64>,
+    /// Generation of the newest content that was accepted.
+    pub acked_generation: Option<u64>,
+    /// Whether all content was sent and accepted.
+    pub is_settled: bool,
+    /// The refusal in force, if any.
+    pub refusal: Option<Refusal>,
+}
+
+/// How a stream is set up.
+#[derive(Clone, Debug)]
+pub struct StreamOptions {
+    /// Which protocol it speaks.
+    pub variant: Variant,
+    /// The type that it serves, or `None` for an aggregated stream.
+    pub only_type: Option<TypeUrl>,
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// Number that no other stream of this server has; part of every nonce (R8).
+    pub id: u64,
+    /// `control_plane.identifier` of every response (R5).
+    pub identifier: Arc<str>,
+}
+
+/// A stream. One owner, no sharing.
+#[derive(Debug)]
+pub struct Stream {
+    options: StreamOptions,
+    view: Arc<View>,
+    // In the order in which they are made; `urls` runs beside it.
+    states: Vec<TypeState>,
+    urls: Vec<TypeUrl>,
+    last_nonce: u64,
+    events: Vec<Event>,
+}
+
+impl Stream {
+    /// Opens a stream to a client that should have `view`.
+    pub fn new(options: StreamOptions, view: Arc<View>) -> Self {
+        Self {
+            options,
+            view,
+            states: Vec::new(),
+            urls: Vec::new(),
+            last_nonce: 0,
+            events: Vec::new(),
+        }
+    }
+
+    /// Applies one request: as an answer if its nonce is that of an unanswered response, and its
+    /// names in any case (R12, R36, R37). `now` is a time on the caller's monotonic clock.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`RequestError`] if the stream must end; nothing was applied then.
+    pub fn handle_request(&mut self, request: &Request, now: Duration) -> Result<(), RequestError> {
+        let type_url = self.type_of(request)?;
+        self.check_names(request)?;
+        let (index, is_first) = self.state_of(&type_url)?;
+        let nonce = self.parse_nonce(&request.nonce);
+        let state = &mut self.states[index];
+
+        // R8: a nonce on the first request is one of an earlier stream, and means nothing.
+        if !is_first && !request.nonce.is_empty() {
+            let event = match state.handle_answer(nonce, request.error.as_deref()) {
+                Answer::Ack {
+                    generation,
+                    sent_at,
+                } => Event::Acked {
+                    type_url,
+                    generation,
+                    after: now.saturating_sub(sent_at),
+                },
+                Answer::Nack(refusal) => Event::Nacked { type_url, refusal },
+                Answer::Stale => Event::StaleNonce { type_url },
+            };
+            self.events.push(event);
+        }
+        match self.options.variant {
+            Variant::Sotw => state.handle_names(&request.names, is_first, now),
+            Variant::Delta => {
+                let initial: Vec<(Name, Option<Version>)> = request
+                    .initial_versions
+                    .iter()
+                    .map(|(name, version)| (Name::clone(name), Version::parse(version)))
+                    .collect();
+                let initial = is_first.then_some(initial.as_slice());
+                state.handle_amendment(&request.subscribe, &request.unsubscribe, initial, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves on to another view. What changes meanwhile coalesces: only the newest counts.
+    pub fn handle_view(&mut self, view: Arc<View>, now: Duration) {
+        for (state, type_url) in self.states.iter_mut().zip(&self.urls) {
+            if let Some(set) = view.type_set(type_url) {
+                state.advance(set, now);
+            } else {
+                state.advance(&TypeSet::empty(), now);
+            }
+        }
+        self.view = view;
+    }
+
+    /// Returns the next response to send at `now`, or `None` until something happens or
+    /// [`Stream::next_wake`] has come.
+    pub fn poll(&mut self, now: Duration) -> Option<Response> {
+        loop {
+            self.release_breaks(now);
+            let due = self.states.iter().position(|state| {
+                order::make_at(state, &self.states).is_some_and(|at| at <= now)
+            })?;
+            if let Some(response) = self.send(due, now) {
+                return Some(response);
+            }
+        }
+    }
+
+    /// When `poll` may have something although nothing happened; `None` if only an event can.
+    pub fn next_wake(&self) -> Option<Duration> {
+        let makes = self
+            .states
+            .iter()
+            .filter_map(|state| order::make_at(state, &self.states));
+        let breaks = self.states.iter().filter_map(|state| {
+            let since = state.oldest_break()?;
+            match order::break_gate(state, &self.states) {
+                BreakGate::Open => Some(since),
+                BreakGate::AfterPatience => Some(since + limits::BREAK_PATIENCE),
+                BreakGate::Shut => None,
+            }
+        });
+        makes.chain(breaks).min()
+    }
+
+    /// Takes what happened since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Where the client stands, type by type.
+    pub fn status(&self) -> Vec<TypeStatus> {
+        let rows = self.states.iter().zip(&self.urls);
+        rows.map(|(state, type_url)| TypeStatus {
+            type_url: TypeUrl::clone(type_url),
+            is_wildcard: state.subscription().is_wildcard(),
+            names: state.subscription().names().len(),
+            sent_generation: state.sent_generation(),
+            acked_generation: state.acked_generation(),
+            is_settled: state.is_settled() && !state.has_breaks(),
+            refusal: state.refusal().cloned(),
+        })
+        .collect()
+    }
+
+    fn type_of(&self, request: &Request) -> Result<TypeUrl, RequestError> {
+        match &self.options.only_type {
+            None if request.type_url.is_empty() => Err(RequestError::NoTypeUrl),
+            None => Ok(self
+                .urls
+                .iter()
+                .find(|url| ***url == *request.type_url)
+                .map_or_else(|| TypeUrl::from(request.type_url.as_str()), TypeUrl::clone)),
+            Some(served) if request.type_url.is_empty() || *request.type_url == **served => {
+                Ok(TypeUrl::clone(served))
+            }
+            Some(served) => Err(RequestError::WrongType {
+                asked: request.type_url.clone(),
+                served: TypeUrl::clone(served),
+            }),
+        }
+    }
+
+    fn check_names(&self, request: &Request) -> Result<(), RequestError> {
+        let named = || request.names.iter().chain(&request.subscribe);
+        let initial = request.initial_versions.iter().map(|(name, _)| name);
+        let longest = named().chain(initial).map(|name| name.len()).max();
+        if let Some(size_bytes) = longest.filter(|len| *len > limits::NAME_BYTES) {
+            return Err(RequestError::LongName { size_bytes });
+        }
+        let held: usize = self
+            .states
+            .iter()
+            .map(|state| state.subscription().names().len())
+            .sum();
+        let count = held + named().count();
+        // Names that a request repeats are counted twice here, so only look closer near the limit.
+        if count > limits::SUBSCRIBED_NAMES {
+            let type_url = self.type_of(request)?;
+            let state = self.urls.iter().position(|url| *url == type_url);
+            let known = |name: &&Name| {
+                state.is_some_and(|index| self.states[index].subscription().has_named(name))
+            };
+            let count = held + named().filter(|name| !known(name)).count();
+            if count > limits::SUBSCRIBED_NAMES {
+                return Err(RequestError::TooManyNames { count });
+            }
+        }
+        Ok(())
+    }
+
+    // Finds the state of a type, or starts it. Tells whether this is its first request.
+    fn state_of(&mut self, type_url: &TypeUrl) -> Result<(usize, bool), RequestError> {
+        if let Some(index) = self.urls.iter().position(|url| url == type_url) {
+            return Ok((index, false));
+        }
+        if self.urls.len() == limits::TYPES_PER_STREAM {
+            return Err(RequestError::TooManyTypes);
+        }
+        let rules = rules_of(type_url);
+        let legacy = if rules.has_legacy_wildcard && self.options.peer == Peer::Envoy {
+            LegacyWildcard::Means
+        } else {
+            LegacyWildcard::MeansNot
+        };
+        let base = self.view.type_set(type_url);
+        let base = base.map_or_else(TypeSet::empty, Arc::clone);
+        let index = self
+            .states
+            .partition_point(|state| state.rules.rank <= rules.rank);
+        let state = TypeState::new(rules, self.options.variant, legacy, base);
+        self.states.insert(index, state);
+        self.urls.insert(index, TypeUrl::clone(type_url));
+        Ok((index, true))
+    }
+
+    fn release_breaks(&mut self, now: Duration) {
+        for index in 0..self.states.len() {
+            if !self.states[index].has_breaks() {
+                continue;
+            }
+            let before = match order::break_gate(&self.states[index], &self.states) {
+                BreakGate::Open => now,
+                BreakGate::AfterPatience => match now.checked_sub(limits::BREAK_PATIENCE) {
+                    Some(before) => before,
+                    None => continue,
+                },
+                BreakGate::Shut => continue,
+            };
+            self.states[index].release_breaks(before, now);
+        }
+    }
+
+    fn send(&mut self, index: usize, now: Duration) -> Option<Response> {
+        let content = self.states[index].take_content()?;
+        self.last_nonce += 1;
+        self.states[index].note_sent(self.last_nonce, now);
+        self.restate_endpoints(index, &content.changed_endpoints, now);
+
+        let type_url = TypeUrl::clone(&self.urls[index]);
+        let nonce = self.render_nonce(self.last_nonce);
+        let version = content
+            .version
+            .unwrap_or_else(|| self.states[index].version());
+        let identifier = &self.options.identifier;
+        let mut pieces = Vec::with_capacity(1 + content.upserts.len());
+        match self.options.variant {
+            Variant::Sotw => {
+                pieces.push(wire::encode_sotw_header(
+                    version, &type_url, &nonce, identifier,
+                ));
+                pieces.extend(content.upserts.iter().map(|it| it.sotw_entry().clone()));
+            }
+            Variant::Delta => {
+                let removed = content.removed.iter().map(|name| &**name);
+                pieces.push(wire::encode_delta_header(
+                    version, &type_url, &nonce, identifier, removed,
+                ));
+                pieces.extend(content.upserts.iter().map(|it| it.delta_entry().clone()));
+            }
+        }
+        Some(Response {
+            type_url,
+            resources: content.upserts.len(),
+            removed: content.removed.len(),
+            pieces,
+        })
+    }
+
+    // R48: a cluster that was sent again warms again, and waits for endpoints it may hold.
+    fn restate_endpoints(&mut self, index: usize, names: &[Name], now: Duration) {
+        if self.states[index].rules.type_url != type_rules::CLUSTER {
+            return;
+        }
+        let endpoints = self
+            .states
+            .iter_mut()
+            .find(|state| state.rules.type_url == type_rules::ENDPOINT);
+        if let Some(endpoints) = endpoints {
+            for name in names {
+                endpoints.restate(name, now);
+            }
+        }
+    }
+
+    fn render_nonce(&self, number: u64) -> String {
+        format!("{:x}-{number:x}", self.options.id)
+    }
+
+    fn parse_nonce(&self, text: &str) -> Option<u64> {
+        let (id, number) = text.split_once('-')?;
+        let id = u64::from_str_radix(id, 16).ok()?;
+        let number = u64::from_str_radix(number, 16).ok()?;
+        (id == self.options.id).then_some(number)
+    }
+}

@@ -1,0 +1,143 @@
+//! The protobuf encoding of discovery responses, written so that resources are encoded once.
+//!
+//! A response is a sequence of length-delimited fields, and parsers take them in any order: a
+//! small header of its own, then slices that all streams share. Field numbers are those of
+//! `envoy/service/discovery/v3/discovery.proto`.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::resource::Version;
+
+// DiscoveryResponse
+const SOTW_VERSION_INFO: u32 = 1;
+const SOTW_RESOURCES: u32 = 2;
+const SOTW_TYPE_URL: u32 = 4;
+const SOTW_NONCE: u32 = 5;
+const SOTW_CONTROL_PLANE: u32 = 6;
+// DeltaDiscoveryResponse
+const DELTA_SYSTEM_VERSION_INFO: u32 = 1;
+const DELTA_RESOURCES: u32 = 2;
+const DELTA_TYPE_URL: u32 = 4;
+const DELTA_NONCE: u32 = 5;
+const DELTA_REMOVED_RESOURCES: u32 = 6;
+const DELTA_CONTROL_PLANE: u32 = 7;
+// Resource
+const RESOURCE_VERSION: u32 = 1;
+const RESOURCE_RESOURCE: u32 = 2;
+const RESOURCE_NAME: u32 = 3;
+// google.protobuf.Any
+const ANY_TYPE_URL: u32 = 1;
+const ANY_VALUE: u32 = 2;
+// core.v3.ControlPlane
+const CONTROL_PLANE_IDENTIFIER: u32 = 1;
+
+/// Header fields of a state-of-the-world response; resources follow as shared slices.
+pub(crate) fn encode_sotw_header(
+    version: Version,
+    type_url: &str,
+    nonce: &str,
+    identifier: &str,
+) -> Bytes {
+    let version = version.to_string();
+    let mut out = BytesMut::with_capacity(
+        field_len(version.len())
+            + field_len(type_url.len())
+            + field_len(nonce.len())
+            + field_len(field_len(identifier.len())),
+    );
+    put_field(&mut out, SOTW_VERSION_INFO, version.as_bytes());
+    put_field(&mut out, SOTW_TYPE_URL, type_url.as_bytes());
+    put_field(&mut out, SOTW_NONCE, nonce.as_bytes());
+    put_control_plane(&mut out, SOTW_CONTROL_PLANE, identifier);
+    out.freeze()
+}
+
+/// Header fields and removals of an incremental response; resources follow as shared slices.
+pub(crate) fn encode_delta_header<'a>(
+    version: Version,
+    type_url: &str,
+    nonce: &str,
+    identifier: &str,
+    removed: impl Iterator<Item = &'a str>,
+) -> Bytes {
+    let mut out = BytesMut::new();
+    put_field(
+        &mut out,
+        DELTA_SYSTEM_VERSION_INFO,
+        version.to_string().as_bytes(),
+    );
+    put_field(&mut out, DELTA_TYPE_URL, type_url.as_bytes());
+    put_field(&mut out, DELTA_NONCE, nonce.as_bytes());
+    put_control_plane(&mut out, DELTA_CONTROL_PLANE, identifier);
+    for name in removed {
+        put_field(&mut out, DELTA_REMOVED_RESOURCES, name.as_bytes());
+    }
+    out.freeze()
+}
+
+/// One `resources` entry of a state-of-the-world response: an `Any`. The message comes last.
+pub(crate) fn encode_sotw_entry(type_url: &str, value: &[u8]) -> Bytes {
+    let any_len = any_len(type_url, value);
+    let mut out = BytesMut::with_capacity(field_len(any_len));
+    put_prefix(&mut out, SOTW_RESOURCES, any_len);
+    put_any(&mut out, type_url, value);
+    out.freeze()
+}
+
+/// One `resources` entry of an incremental response: a `Resource` with name, version and `Any`.
+pub(crate) fn encode_delta_entry(
+    type_url: &str,
+    name: &str,
+    version: Version,
+    value: &[u8],
+) -> Bytes {
+    let version = version.to_string();
+    let any_len = any_len(type_url, value);
+    let resource_len = field_len(version.len()) + field_len(name.len()) + field_len(any_len);
+    let mut out = BytesMut::with_capacity(field_len(resource_len));
+    put_prefix(&mut out, DELTA_RESOURCES, resource_len);
+    put_field(&mut out, RESOURCE_VERSION, version.as_bytes());
+    put_field(&mut out, RESOURCE_NAME, name.as_bytes());
+    put_prefix(&mut out, RESOURCE_RESOURCE, any_len);
+    put_any(&mut out, type_url, value);
+    out.freeze()
+}
+
+fn any_len(type_url: &str, value: &[u8]) -> usize {
+    field_len(type_url.len()) + field_len(value.len())
+}
+
+fn put_any(out: &mut BytesMut, type_url: &str, value: &[u8]) {
+    put_field(out, ANY_TYPE_URL, type_url.as_bytes());
+    put_field(out, ANY_VALUE, value);
+}
+
+fn put_control_plane(out: &mut BytesMut, field: u32, identifier: &str) {
+    put_prefix(out, field, field_len(identifier.len()));
+    put_field(out, CONTROL_PLANE_IDENTIFIER, identifier.as_bytes());
+}
+
+fn put_field(out: &mut BytesMut, field: u32, content: &[u8]) {
+    put_prefix(out, field, content.len());
+    out.put_slice(content);
+}
+
+fn put_prefix(out: &mut BytesMut, field: u32, len: usize) {
+    // Wire type 2, length-delimited; every field here has a number below 16, so a one-byte tag.
+    put_varint(out, u64::from(field << 3 | 2));
+    put_varint(out, len as u64);
+}
+
+fn put_varint(out: &mut BytesMut, mut value: u64) {
+    while value >= 0x80 {
+        out.put_u8(value.to_le_bytes()[0] | 0x80);
+        value >>= 7;
+    }
+    out.put_u8(value.to_le_bytes()[0]);
+}
+
+// Bytes of a length-delimited field with a one-byte tag.
+fn field_len(content: usize) -> usize {
+    let bits = usize::BITS - (content | 1).leading_zeros();
+    1 + bits.div_ceil(7) as usize + content
+}
