@@ -304,10 +304,10 @@ fn read_yaml(text: &str) -> Result<RawNodeConfig, NodeConfigError> {
             error.into_inner()
         })
     });
-    document.map_err(|error| shape_error(&error, path))
+    document.map_err(|error| shape_error(&error, &path))
 }
 
-fn shape_error(error: &serde_saphyr::Error, path: String) -> NodeConfigError {
+fn shape_error(error: &serde_saphyr::Error, path: &str) -> NodeConfigError {
     let location = error.location();
     NodeConfigError::Shape {
         line: location.map_or(0, |location| location.line()),
@@ -410,13 +410,12 @@ impl RawNodeConfig {
                     },
                 )
             })?;
-            let (proxy_uid, proxy_gid) = (raw.proxy_uid, raw.proxy_gid);
             pods.insert(
                 name,
                 Pod {
                     netns,
-                    proxy_uid,
-                    proxy_gid,
+                    proxy_uid: raw.proxy_uid,
+                    proxy_gid: raw.proxy_gid,
                     capture,
                     notices,
                 },

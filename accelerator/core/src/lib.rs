@@ -1,1 +1,26 @@
-//! Desired state against loaded state, as a list of map operations.
+//! Which map entries the kernel should have, and how to get there from what it has.
+//!
+//! ```text
+//!  ResolvedPod ──plan()──▶ State (desired) ─┐
+//!                                           ├──diff()──▶ [MapOp] ──▶ whoever applies them
+//!                 maps ──▶ State (loaded) ──┘
+//! ```
+//!
+//! Invariant: no I/O, no clock, no log, no map type of a loader. Whatever is computed here can be
+//! replayed, and any prefix of the operations leaves every connection on a path that works.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod diff;
+mod plan;
+mod state;
+
+pub use self::{
+    diff::diff,
+    plan::{
+        MAX_ADDRS_PER_POD, MAX_CIDR_RULES_PER_POD, MAX_PORT_RULES_PER_POD, Plan, Refusal,
+        ResolvedPod, plan,
+    },
+    state::{MapOp, State},
+};

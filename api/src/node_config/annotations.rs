@@ -117,7 +117,7 @@ pub(super) fn parse_annotations(
         return Ok((Capture::LeftAlone, Vec::new()));
     }
 
-    let mut blocking = blocking_notices(annotations, &proxy)?;
+    let mut blocking = blocking_notices(annotations, &proxy);
     if mode == Mode::Tproxy {
         let effect = "TPROXY is not implemented, so the pod is left to iptables";
         blocking.push(Notice {
@@ -150,6 +150,10 @@ fn parse_policy(annotations: &Annotations) -> Result<TrafficPolicy, AnnotationEr
         Some(list) => RangeCapture::Only(parse_ranges(INCLUDE_OUTBOUND_RANGES, list)?),
     };
 
+    let has_loopback_range = annotations
+        .get(INCLUDE_OUTBOUND_RANGES)
+        .is_some_and(|list| items(list).any(starts_in_loopback));
+
     // Read in any case: a bad list is an error even where it would not count.
     let exclude_inbound_ports = parse_excluded_inbound_ports(annotations)?;
     let inbound_ports = match annotations
@@ -169,6 +173,7 @@ fn parse_policy(annotations: &Annotations) -> Result<TrafficPolicy, AnnotationEr
         )?,
         include_outbound_ports: parse_ports(INCLUDE_OUTBOUND_PORTS, list(INCLUDE_OUTBOUND_PORTS))?,
         include_outbound_ranges,
+        has_loopback_range,
         inbound_ports,
     })
 }
@@ -238,23 +243,12 @@ fn parse_proxy_config(annotations: &Annotations) -> Result<ProxyConfig, Annotati
 }
 
 // Things that take traffic out of the capture, or into another one, in ways the programs do not know.
-fn blocking_notices(
-    annotations: &Annotations,
-    proxy: &ProxyConfig,
-) -> Result<Vec<Notice>, AnnotationError> {
+fn blocking_notices(annotations: &Annotations, proxy: &ProxyConfig) -> Vec<Notice> {
     let mut notices = Vec::new();
     if has_items(annotations, EXCLUDE_INTERFACES) {
         let effect = "interfaces are not told apart, so the pod is left to iptables";
         notices.push(Notice {
             annotation: EXCLUDE_INTERFACES,
-            effect,
-        });
-    }
-    if includes_loopback(annotations)? {
-        let effect =
-            "capture of loopback addresses is not implemented, so the pod is left to iptables";
-        notices.push(Notice {
-            annotation: INCLUDE_OUTBOUND_RANGES,
             effect,
         });
     }
@@ -278,22 +272,14 @@ fn blocking_notices(
             effect,
         });
     }
-    Ok(notices)
+    notices
 }
 
 // Istio drops the rule that leaves loopback traffic alone as soon as one range *starts* in loopback,
 // bits behind the prefix included.
-fn includes_loopback(annotations: &Annotations) -> Result<bool, AnnotationError> {
-    let Some(list) = annotations
-        .get(INCLUDE_OUTBOUND_RANGES)
-        .filter(|list| list.trim() != "*")
-    else {
-        return Ok(false);
-    };
-    parse_ranges(INCLUDE_OUTBOUND_RANGES, list)?;
-    Ok(items(list)
-        .filter_map(|item| item.split_once('/')?.0.parse::<IpAddr>().ok())
-        .any(|addr| addr.is_loopback()))
+fn starts_in_loopback(item: &str) -> bool {
+    let addr = item.split_once('/').map_or(item, |(addr, _)| addr);
+    addr.parse::<IpAddr>().is_ok_and(|addr| addr.is_loopback())
 }
 
 // Rules on interfaces of virtual machines: their packets come from no socket of this node, so that the

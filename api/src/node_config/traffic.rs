@@ -21,6 +21,9 @@ pub struct TrafficPolicy {
     pub include_outbound_ports: BTreeSet<u16>,
     /// Destination ranges that are taken.
     pub include_outbound_ranges: RangeCapture,
+    /// Whether one of these ranges was written with a loopback address in front of its slash. Only
+    /// then may a connection to a loopback address, or to the pod's own, be taken at all.
+    pub has_loopback_range: bool,
     /// Ports of the pod whose incoming connections are taken.
     pub inbound_ports: PortCapture,
 }

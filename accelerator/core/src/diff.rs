@@ -1,0 +1,132 @@
+//! The order of operations that never shows the kernel a half-configured pod.
+
+use std::collections::BTreeSet;
+
+use isthmus_accel_abi::{PodConfig, PodFlags, RuleList};
+
+use crate::{MapOp, State};
+
+/// Returns what turns `loaded` into `desired`, in an order that is safe to stop at any point:
+///
+/// * a pod appears after its rules and addresses, and goes before them. (An address keeps what a pod
+///   dials of its own out of the capture, like a rule, and the programs pass an address without pod.)
+/// * a pod whose policy changes is, in between, never captured more than by its old or by its new
+///   policy, and never less than by both: exclusions come first and go last, inclusions come before
+///   the old ones go;
+/// * a pod for which there is no such in-between (another owner of the sidecar; addresses and rules
+///   that change together) is taken out and put back.
+///
+/// A connection that finds its pod missing is left to iptables. Costs `O((n + m) log n)`; returns
+/// nothing if both are equal.
+#[must_use]
+pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
+    let staying = staying_pods(desired, loaded);
+    let stays = |netns_cookie: u64| staying.contains(&netns_cookie);
+    let mut ops = Vec::new();
+
+    let leaving = loaded.pods.keys().filter(|cookie| !stays(**cookie));
+    ops.extend(leaving.map(|cookie| MapOp::RemovePod { netns_cookie: *cookie }));
+    // What belongs to pods that the kernel does not see at this point: the order does not matter.
+    remove_addrs(&mut ops, desired, loaded, |cookie| !stays(cookie));
+    remove_rules(&mut ops, desired, loaded, |cookie, _| !stays(cookie));
+
+    put_addrs(&mut ops, desired, loaded);
+    put_rules(&mut ops, desired, loaded, is_exclusion);
+    put_rules(&mut ops, desired, loaded, |list| !is_exclusion(list));
+    for (cookie, config) in &desired.pods {
+        if !stays(*cookie) || loaded.pods.get(cookie) != Some(config) {
+            ops.push(MapOp::PutPod { netns_cookie: *cookie, config: *config });
+        }
+    }
+
+    remove_rules(&mut ops, desired, loaded, |cookie, list| stays(cookie) && !is_exclusion(list));
+    remove_rules(&mut ops, desired, loaded, |cookie, list| stays(cookie) && is_exclusion(list));
+    remove_addrs(&mut ops, desired, loaded, stays);
+    ops
+}
+
+// Pods that are in the kernel all the time, the others being absent for at least a moment.
+fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
+    let mut governed_anew = BTreeSet::new();
+    let ports = desired.ports.symmetric_difference(&loaded.ports);
+    governed_anew.extend(ports.map(|key| key.netns_cookie()));
+    let cidrs = desired.cidrs.symmetric_difference(&loaded.cidrs);
+    governed_anew.extend(cidrs.map(|key| key.netns_cookie()));
+
+    let mut addressed_anew = BTreeSet::new();
+    for (ours, theirs) in [(desired, loaded), (loaded, desired)] {
+        let changed = ours.addrs.iter().filter(|(addr, owner)| theirs.addrs.get(*addr) != Some(owner));
+        addressed_anew.extend(changed.map(|(_, owner)| *owner));
+    }
+
+    let stays = |(cookie, config): (&u64, &PodConfig)| {
+        let old = loaded.pods.get(cookie)?;
+        let is_governed_anew = old != config || governed_anew.contains(cookie);
+        let is_both = is_governed_anew && addressed_anew.contains(cookie);
+        (is_swappable(old, config) && !is_both).then_some(*cookie)
+    };
+    desired.pods.iter().filter_map(stays).collect()
+}
+
+// Only what is captured wholesale may differ: it takes part in the order of inclusions. Everything
+// else decides *whose* connections the rules are for, so that old rules with a new owner would
+// capture what neither policy says.
+fn is_swappable(old: &PodConfig, new: &PodConfig) -> bool {
+    let gate = PodFlags::LOOPBACK_IN_RANGES;
+    let is_same_otherwise = *old == PodConfig { flags: old.flags, ..*new };
+    is_same_otherwise && old.flags.has(gate) == new.flags.has(gate)
+}
+
+fn is_exclusion(list: RuleList) -> bool {
+    matches!(list, RuleList::EXCLUDE_OUTBOUND | RuleList::EXCLUDE_INBOUND)
+}
+
+fn put_addrs(ops: &mut Vec<MapOp>, desired: &State, loaded: &State) {
+    for (addr, owner) in &desired.addrs {
+        if loaded.addrs.get(addr) != Some(owner) {
+            ops.push(MapOp::PutAddr { addr: *addr, netns_cookie: *owner });
+        }
+    }
+}
+
+fn remove_addrs(
+    ops: &mut Vec<MapOp>,
+    desired: &State,
+    loaded: &State,
+    is_wanted: impl Fn(u64) -> bool,
+) {
+    for (addr, owner) in &loaded.addrs {
+        if !desired.addrs.contains_key(addr) && is_wanted(*owner) {
+            ops.push(MapOp::RemoveAddr { addr: *addr });
+        }
+    }
+}
+
+fn put_rules(
+    ops: &mut Vec<MapOp>,
+    desired: &State,
+    loaded: &State,
+    is_wanted: impl Fn(RuleList) -> bool,
+) {
+    let ports = desired.ports.difference(&loaded.ports);
+    ops.extend(ports.filter(|key| is_wanted(key.list())).map(|key| MapOp::PutPort(*key)));
+    let cidrs = desired.cidrs.difference(&loaded.cidrs);
+    ops.extend(cidrs.filter(|key| is_wanted(key.list())).map(|key| MapOp::PutCidr(*key)));
+}
+
+fn remove_rules(
+    ops: &mut Vec<MapOp>,
+    desired: &State,
+    loaded: &State,
+    is_wanted: impl Fn(u64, RuleList) -> bool,
+) {
+    let cidrs = loaded.cidrs.difference(&desired.cidrs);
+    let cidrs = cidrs.filter(|key| is_wanted(key.netns_cookie(), key.list()));
+    ops.extend(cidrs.map(|key| MapOp::RemoveCidr(*key)));
+    let ports = loaded.ports.difference(&desired.ports);
+    let ports = ports.filter(|key| is_wanted(key.netns_cookie(), key.list()));
+    ops.extend(ports.map(|key| MapOp::RemovePort(*key)));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+//! From pods to map entries, within the bounds of the maps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use isthmus_accel_abi::{
+    CidrKey, MAX_CIDR_RULES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, PodConfig, PodFlags, PortKey,
+    RuleList, v4_mapped,
+};
+use isthmus_api::node_config::{IpRange, PodName, PortCapture, RangeCapture, TrafficPolicy};
+
+use crate::State;
+
+/// Addresses of one pod. Kubernetes gives two, secondary networks a few more.
+pub const MAX_ADDRS_PER_POD: usize = 16;
+/// Port rules of one pod: a thousandth of a node's pods may not take all of its room.
+pub const MAX_PORT_RULES_PER_POD: usize = 512;
+/// Address rules of one pod, for the same reason.
+pub const MAX_CIDR_RULES_PER_POD: usize = 512;
+
+// Half of the room stays free: old and new rules stand beside each other while a policy changes.
+const MAX_PLANNED_PORT_RULES: usize = MAX_PORT_RULES as usize / 2;
+const MAX_PLANNED_CIDR_RULES: usize = MAX_CIDR_RULES as usize / 2;
+
+/// A pod whose network namespace has been found.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ResolvedPod {
+    /// Its addresses without loopback. Only IPv4 is used.
+    pub addrs: BTreeSet<IpAddr>,
+    /// The kernel's cookie of its network namespace: unique until reboot.
+    pub netns_cookie: u64,
+    /// Which connections are captured.
+    pub policy: TrafficPolicy,
+    /// Group of the sidecar.
+    pub proxy_gid: u32,
+    /// User of the sidecar.
+    pub proxy_uid: u32,
+}
+
+/// What the maps should hold, and which pods found no place in them.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Plan {
+    /// Pods that are left to iptables.
+    pub refused: BTreeMap<PodName, Refusal>,
+    /// The entries.
+    pub state: State,
+}
+
+/// Why a pod is left to iptables.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// Two pods claim one address, so that an address does not say whose it is.
+    #[error("address {addr} belongs to pod {other} too")]
+    AddressTaken {
+        /// The address.
+        addr: Ipv4Addr,
+        /// Who has it.
+        other: PodName,
+    },
+    /// Two names for one network namespace.
+    #[error("its network namespace is the one of pod {other}")]
+    NetnsTaken {
+        /// Who has it.
+        other: PodName,
+    },
+    /// No room on this node.
+    #[error("the node has no room for it: at most {limit} {what}")]
+    NodeFull {
+        /// The bound.
+        limit: usize,
+        /// What there are too many of.
+        what: &'static str,
+    },
+    /// More than one pod may have.
+    #[error("it has {count} {what}, over the limit of {limit} for a pod")]
+    TooMany {
+        /// How many it has.
+        count: usize,
+        /// The bound.
+        limit: usize,
+        /// What there are too many of.
+        what: &'static str,
+    },
+}
+
+/// Computes the map entries for these pods.
+///
+/// Where two pods are in each other's way, or the room ends, the first in the order of names is
+/// served: the outcome depends on nothing but the input. A refused pod costs the others nothing.
+#[must_use]
+pub fn plan(pods: &BTreeMap<PodName, ResolvedPod>) -> Plan {
+    let mut plan = Plan::default();
+    let mut names = BTreeMap::new();
+    for (name, pod) in pods {
+        let entries = Entries::of(pod);
+        match entries.check(&plan.state, &names) {
+            Ok(()) => {
+                names.insert(pod.netns_cookie, name);
+                entries.add_to(&mut plan.state);
+            }
+            Err(refusal) => {
+                plan.refused.insert(name.clone(), refusal);
+            }
+        }
+    }
+    plan
+}
+
+/// The map entries of one pod.
+struct Entries {
+    addrs: Vec<Ipv4Addr>,
+    cidrs: BTreeSet<CidrKey>,
+    config: PodConfig,
+    netns_cookie: u64,
+    ports: BTreeSet<PortKey>,
+}
+
+impl Entries {
+    fn of(pod: &ResolvedPod) -> Self {
+        let as_v4 = |addr: &IpAddr| match addr {
+            IpAddr::V4(addr) => Some(*addr),
+            IpAddr::V6(_) => None,
+        };
+        let mut entries = Self {
+            addrs: pod.addrs.iter().filter_map(as_v4).collect(),
+            cidrs: BTreeSet::new(),
+            config: PodConfig {
+                proxy_uid: pod.proxy_uid,
+                proxy_gid: pod.proxy_gid,
+                flags: flags(&pod.policy),
+                ..PodConfig::istio_default()
+            },
+            netns_cookie: pod.netns_cookie,
+            ports: BTreeSet::new(),
+        };
+        entries.add_rules(&pod.policy);
+        entries
+    }
+
+    fn add_rules(&mut self, policy: &TrafficPolicy) {
+        self.add_ports(RuleList::EXCLUDE_OUTBOUND, &policy.exclude_outbound_ports);
+        self.add_ports(RuleList::INCLUDE_OUTBOUND, &policy.include_outbound_ports);
+        match &policy.inbound_ports {
+            PortCapture::AllBut(ports) => self.add_ports(RuleList::EXCLUDE_INBOUND, ports),
+            PortCapture::Only(ports) => self.add_ports(RuleList::INCLUDE_INBOUND, ports),
+        }
+        self.add_ranges(RuleList::EXCLUDE_OUTBOUND, &policy.exclude_outbound_ranges);
+        match &policy.include_outbound_ranges {
+            RangeCapture::All => {}
+            RangeCapture::Only(ranges) => self.add_ranges(RuleList::INCLUDE_OUTBOUND, ranges),
+        }
+    }
+
+    fn add_ports(&mut self, list: RuleList, ports: &BTreeSet<u16>) {
+        let key = |port: &u16| PortKey::new(self.netns_cookie, list, port.to_be_bytes());
+        self.ports.extend(ports.iter().map(key));
+    }
+
+    // IPv6 connections are not redirected, and their ranges may not come near the IPv4 ones: `::/0`
+    // holds every v4-mapped address.
+    fn add_ranges(&mut self, list: RuleList, ranges: &BTreeSet<IpRange>) {
+        let key = |range: &IpRange| match range.addr() {
+            IpAddr::V4(addr) => {
+                Some(CidrKey::v4(self.netns_cookie, list, addr.octets(), range.prefix_len()))
+            }
+            IpAddr::V6(_) => None,
+        };
+        self.cidrs.extend(ranges.iter().filter_map(key));
+    }
+
+    fn check(&self, taken: &State, names: &BTreeMap<u64, &PodName>) -> Result<(), Refusal> {
+        let name = |cookie: &u64| {
+            PodName::clone(names.get(cookie).expect("what is in the state was put there by name"))
+        };
+        if taken.pods.contains_key(&self.netns_cookie) {
+            return Err(Refusal::NetnsTaken { other: name(&self.netns_cookie) });
+        }
+        for addr in &self.addrs {
+            if let Some(owner) = taken.addrs.get(&v4_mapped(addr.octets())) {
+                return Err(Refusal::AddressTaken { addr: *addr, other: name(owner) });
+            }
+        }
+
+        let (addrs, ports, cidrs) = (self.addrs.len(), self.ports.len(), self.cidrs.len());
+        let has = [
+            (addrs, MAX_ADDRS_PER_POD, taken.addrs.len(), MAX_POD_ADDRS as usize, "addresses"),
+            (ports, MAX_PORT_RULES_PER_POD, taken.ports.len(), MAX_PLANNED_PORT_RULES, "ports in its lists"),
+            (cidrs, MAX_CIDR_RULES_PER_POD, taken.cidrs.len(), MAX_PLANNED_CIDR_RULES, "ranges in its lists"),
+            (1, 1, taken.pods.len(), MAX_PODS as usize, "pods"),
+        ];
+        for (count, limit, on_node, limit_of_node, what) in has {
+            if count > limit {
+                return Err(Refusal::TooMany { count, limit, what });
+            }
+            if on_node + count > limit_of_node {
+                return Err(Refusal::NodeFull { limit: limit_of_node, what });
+            }
+        }
+        Ok(())
+    }
+
+    fn add_to(self, state: &mut State) {
+        let owner = self.netns_cookie;
+        state.addrs.extend(self.addrs.iter().map(|addr| (v4_mapped(addr.octets()), owner)));
+        state.cidrs.extend(self.cidrs);
+        state.pods.insert(owner, self.config);
+        state.ports.extend(self.ports);
+    }
+}
+
+fn flags(policy: &TrafficPolicy) -> PodFlags {
+    let mut flags = PodFlags::NONE;
+    if policy.include_outbound_ranges == RangeCapture::All {
+        flags = flags.with(PodFlags::OUTBOUND_ALL);
+    }
+    if matches!(policy.inbound_ports, PortCapture::AllBut(_)) {
+        flags = flags.with(PodFlags::INBOUND_ALL);
+    }
+    if policy.has_loopback_range {
+        flags = flags.with(PodFlags::LOOPBACK_IN_RANGES);
+    }
+    flags
+}
+
+#[cfg(test)]
+mod tests;

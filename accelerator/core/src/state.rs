@@ -1,0 +1,109 @@
+//! The entries of the agent's four maps as a value, and the steps that change it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use isthmus_accel_abi::{CidrKey, PodConfig, PortKey, Rules};
+
+/// What is, or should be, in the maps that the agent writes.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct State {
+    /// `POD_ADDRS`: v4-mapped address to netns cookie of the pod that owns it.
+    pub addrs: BTreeMap<[u8; 16], u64>,
+    /// `CIDR_RULES`.
+    pub cidrs: BTreeSet<CidrKey>,
+    /// `PODS`, by netns cookie.
+    pub pods: BTreeMap<u64, PodConfig>,
+    /// `PORT_RULES`.
+    pub ports: BTreeSet<PortKey>,
+}
+
+/// One change of one map. Each is idempotent, so that a list may be replayed after a failure.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum MapOp {
+    /// Adds a port rule.
+    PutPort(PortKey),
+    /// Adds an address rule.
+    PutCidr(CidrKey),
+    /// Adds or replaces a pod: from here on it is captured.
+    PutPod {
+        /// Its network namespace.
+        netns_cookie: u64,
+        /// How it is governed.
+        config: PodConfig,
+    },
+    /// Adds an address, or hands it to another pod.
+    PutAddr {
+        /// The address, v4-mapped.
+        addr: [u8; 16],
+        /// Who owns it.
+        netns_cookie: u64,
+    },
+    /// Removes an address.
+    RemoveAddr {
+        /// The address, v4-mapped.
+        addr: [u8; 16],
+    },
+    /// Removes a pod: from here on it is left alone.
+    RemovePod {
+        /// Its network namespace.
+        netns_cookie: u64,
+    },
+    /// Removes an address rule.
+    RemoveCidr(CidrKey),
+    /// Removes a port rule.
+    RemovePort(PortKey),
+}
+
+impl State {
+    /// Applies one operation, as the kernel's maps would. Removing what is not there is no error.
+    pub fn apply(&mut self, op: &MapOp) {
+        match *op {
+            MapOp::PutPort(key) => {
+                self.ports.insert(key);
+            }
+            MapOp::PutCidr(key) => {
+                self.cidrs.insert(key);
+            }
+            MapOp::PutPod { netns_cookie, config } => {
+                self.pods.insert(netns_cookie, config);
+            }
+            MapOp::PutAddr { addr, netns_cookie } => {
+                self.addrs.insert(addr, netns_cookie);
+            }
+            MapOp::RemoveAddr { addr } => {
+                self.addrs.remove(&addr);
+            }
+            MapOp::RemovePod { netns_cookie } => {
+                self.pods.remove(&netns_cookie);
+            }
+            MapOp::RemoveCidr(key) => {
+                self.cidrs.remove(&key);
+            }
+            MapOp::RemovePort(key) => {
+                self.ports.remove(&key);
+            }
+        }
+    }
+}
+
+/// The maps as the kernel program sees them. Costs `O(n)` in [`Rules::has_addr`], where the kernel's
+/// trie takes the length of the key: for tests and explanations.
+impl Rules for State {
+    fn pod(&self, netns_cookie: u64) -> Option<PodConfig> {
+        self.pods.get(&netns_cookie).copied()
+    }
+
+    fn owner(&self, addr: &[u8; 16]) -> Option<u64> {
+        self.addrs.get(addr).copied()
+    }
+
+    fn has_port(&self, key: &PortKey) -> bool {
+        self.ports.contains(key)
+    }
+
+    fn has_addr(&self, key: &CidrKey) -> bool {
+        let is_same_list =
+            |rule: &CidrKey| rule.netns_cookie() == key.netns_cookie() && rule.list() == key.list();
+        self.cidrs.iter().any(|rule| is_same_list(rule) && rule.contains(key.addr()))
+    }
+}
