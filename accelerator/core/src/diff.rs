@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use isthmus_accel_abi::{PodConfig, PodFlags, RuleList};
+use isthmus_accel_abi::{CidrKey, PodConfig, PodFlags, PortKey, RuleList};
 
 use crate::{MapOp, State};
 
@@ -25,7 +25,9 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     let mut ops = Vec::new();
 
     let leaving = loaded.pods.keys().filter(|cookie| !stays(**cookie));
-    ops.extend(leaving.map(|cookie| MapOp::RemovePod { netns_cookie: *cookie }));
+    ops.extend(leaving.map(|cookie| MapOp::RemovePod {
+        netns_cookie: *cookie,
+    }));
     // What belongs to pods that the kernel does not see at this point: the order does not matter.
     remove_addrs(&mut ops, desired, loaded, |cookie| !stays(cookie));
     remove_rules(&mut ops, desired, loaded, |cookie, _| !stays(cookie));
@@ -35,12 +37,19 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     put_rules(&mut ops, desired, loaded, |list| !is_exclusion(list));
     for (cookie, config) in &desired.pods {
         if !stays(*cookie) || loaded.pods.get(cookie) != Some(config) {
-            ops.push(MapOp::PutPod { netns_cookie: *cookie, config: *config });
+            ops.push(MapOp::PutPod {
+                netns_cookie: *cookie,
+                config: *config,
+            });
         }
     }
 
-    remove_rules(&mut ops, desired, loaded, |cookie, list| stays(cookie) && !is_exclusion(list));
-    remove_rules(&mut ops, desired, loaded, |cookie, list| stays(cookie) && is_exclusion(list));
+    remove_rules(&mut ops, desired, loaded, |cookie, list| {
+        stays(cookie) && !is_exclusion(list)
+    });
+    remove_rules(&mut ops, desired, loaded, |cookie, list| {
+        stays(cookie) && is_exclusion(list)
+    });
     remove_addrs(&mut ops, desired, loaded, stays);
     ops
 }
@@ -49,13 +58,16 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
 fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
     let mut governed_anew = BTreeSet::new();
     let ports = desired.ports.symmetric_difference(&loaded.ports);
-    governed_anew.extend(ports.map(|key| key.netns_cookie()));
+    governed_anew.extend(ports.map(PortKey::netns_cookie));
     let cidrs = desired.cidrs.symmetric_difference(&loaded.cidrs);
-    governed_anew.extend(cidrs.map(|key| key.netns_cookie()));
+    governed_anew.extend(cidrs.map(CidrKey::netns_cookie));
 
     let mut addressed_anew = BTreeSet::new();
     for (ours, theirs) in [(desired, loaded), (loaded, desired)] {
-        let changed = ours.addrs.iter().filter(|(addr, owner)| theirs.addrs.get(*addr) != Some(owner));
+        let changed = ours
+            .addrs
+            .iter()
+            .filter(|(addr, owner)| theirs.addrs.get(*addr) != Some(owner));
         addressed_anew.extend(changed.map(|(_, owner)| *owner));
     }
 
@@ -73,7 +85,11 @@ fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
 // capture what neither policy says.
 fn is_swappable(old: &PodConfig, new: &PodConfig) -> bool {
     let gate = PodFlags::LOOPBACK_IN_RANGES;
-    let is_same_otherwise = *old == PodConfig { flags: old.flags, ..*new };
+    let is_same_otherwise = *old
+        == PodConfig {
+            flags: old.flags,
+            ..*new
+        };
     is_same_otherwise && old.flags.has(gate) == new.flags.has(gate)
 }
 
@@ -84,7 +100,10 @@ fn is_exclusion(list: RuleList) -> bool {
 fn put_addrs(ops: &mut Vec<MapOp>, desired: &State, loaded: &State) {
     for (addr, owner) in &desired.addrs {
         if loaded.addrs.get(addr) != Some(owner) {
-            ops.push(MapOp::PutAddr { addr: *addr, netns_cookie: *owner });
+            ops.push(MapOp::PutAddr {
+                addr: *addr,
+                netns_cookie: *owner,
+            });
         }
     }
 }
@@ -109,9 +128,17 @@ fn put_rules(
     is_wanted: impl Fn(RuleList) -> bool,
 ) {
     let ports = desired.ports.difference(&loaded.ports);
-    ops.extend(ports.filter(|key| is_wanted(key.list())).map(|key| MapOp::PutPort(*key)));
+    ops.extend(
+        ports
+            .filter(|key| is_wanted(key.list()))
+            .map(|key| MapOp::PutPort(*key)),
+    );
     let cidrs = desired.cidrs.difference(&loaded.cidrs);
-    ops.extend(cidrs.filter(|key| is_wanted(key.list())).map(|key| MapOp::PutCidr(*key)));
+    ops.extend(
+        cidrs
+            .filter(|key| is_wanted(key.list()))
+            .map(|key| MapOp::PutCidr(*key)),
+    );
 }
 
 fn remove_rules(

@@ -162,9 +162,12 @@ impl Entries {
     // holds every v4-mapped address.
     fn add_ranges(&mut self, list: RuleList, ranges: &BTreeSet<IpRange>) {
         let key = |range: &IpRange| match range.addr() {
-            IpAddr::V4(addr) => {
-                Some(CidrKey::v4(self.netns_cookie, list, addr.octets(), range.prefix_len()))
-            }
+            IpAddr::V4(addr) => Some(CidrKey::v4(
+                self.netns_cookie,
+                list,
+                addr.octets(),
+                range.prefix_len(),
+            )),
             IpAddr::V6(_) => None,
         };
         self.cidrs.extend(ranges.iter().filter_map(key));
@@ -172,22 +175,49 @@ impl Entries {
 
     fn check(&self, taken: &State, names: &BTreeMap<u64, &PodName>) -> Result<(), Refusal> {
         let name = |cookie: &u64| {
-            PodName::clone(names.get(cookie).expect("what is in the state was put there by name"))
+            PodName::clone(
+                names
+                    .get(cookie)
+                    .expect("what is in the state was put there by name"),
+            )
         };
         if taken.pods.contains_key(&self.netns_cookie) {
-            return Err(Refusal::NetnsTaken { other: name(&self.netns_cookie) });
+            return Err(Refusal::NetnsTaken {
+                other: name(&self.netns_cookie),
+            });
         }
         for addr in &self.addrs {
             if let Some(owner) = taken.addrs.get(&v4_mapped(addr.octets())) {
-                return Err(Refusal::AddressTaken { addr: *addr, other: name(owner) });
+                return Err(Refusal::AddressTaken {
+                    addr: *addr,
+                    other: name(owner),
+                });
             }
         }
 
         let (addrs, ports, cidrs) = (self.addrs.len(), self.ports.len(), self.cidrs.len());
         let has = [
-            (addrs, MAX_ADDRS_PER_POD, taken.addrs.len(), MAX_POD_ADDRS as usize, "addresses"),
-            (ports, MAX_PORT_RULES_PER_POD, taken.ports.len(), MAX_PLANNED_PORT_RULES, "ports in its lists"),
-            (cidrs, MAX_CIDR_RULES_PER_POD, taken.cidrs.len(), MAX_PLANNED_CIDR_RULES, "ranges in its lists"),
+            (
+                addrs,
+                MAX_ADDRS_PER_POD,
+                taken.addrs.len(),
+                MAX_POD_ADDRS as usize,
+                "addresses",
+            ),
+            (
+                ports,
+                MAX_PORT_RULES_PER_POD,
+                taken.ports.len(),
+                MAX_PLANNED_PORT_RULES,
+                "ports in its lists",
+            ),
+            (
+                cidrs,
+                MAX_CIDR_RULES_PER_POD,
+                taken.cidrs.len(),
+                MAX_PLANNED_CIDR_RULES,
+                "ranges in its lists",
+            ),
             (1, 1, taken.pods.len(), MAX_PODS as usize, "pods"),
         ];
         for (count, limit, on_node, limit_of_node, what) in has {
@@ -195,7 +225,10 @@ impl Entries {
                 return Err(Refusal::TooMany { count, limit, what });
             }
             if on_node + count > limit_of_node {
-                return Err(Refusal::NodeFull { limit: limit_of_node, what });
+                return Err(Refusal::NodeFull {
+                    limit: limit_of_node,
+                    what,
+                });
             }
         }
         Ok(())
@@ -203,7 +236,11 @@ impl Entries {
 
     fn add_to(self, state: &mut State) {
         let owner = self.netns_cookie;
-        state.addrs.extend(self.addrs.iter().map(|addr| (v4_mapped(addr.octets()), owner)));
+        state.addrs.extend(
+            self.addrs
+                .iter()
+                .map(|addr| (v4_mapped(addr.octets()), owner)),
+        );
         state.cidrs.extend(self.cidrs);
         state.pods.insert(owner, self.config);
         state.ports.extend(self.ports);

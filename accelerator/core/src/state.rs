@@ -64,7 +64,10 @@ impl State {
             MapOp::PutCidr(key) => {
                 self.cidrs.insert(key);
             }
-            MapOp::PutPod { netns_cookie, config } => {
+            MapOp::PutPod {
+                netns_cookie,
+                config,
+            } => {
                 self.pods.insert(netns_cookie, config);
             }
             MapOp::PutAddr { addr, netns_cookie } => {
@@ -104,6 +107,8 @@ impl Rules for State {
     fn has_addr(&self, key: &CidrKey) -> bool {
         let is_same_list =
             |rule: &CidrKey| rule.netns_cookie() == key.netns_cookie() && rule.list() == key.list();
-        self.cidrs.iter().any(|rule| is_same_list(rule) && rule.contains(key.addr()))
+        self.cidrs
+            .iter()
+            .any(|rule| is_same_list(rule) && rule.contains(key.addr()))
     }
 }

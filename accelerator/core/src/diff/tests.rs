@@ -1,1 +1,323 @@
+//! Every order of operations against the redirect decision that the kernel runs.
 
+use std::collections::BTreeMap;
+
+use isthmus_accel_abi::{Dial, Redirect, Verdict, decide, v4_mapped};
+use proptest::{collection::btree_set, prelude::*};
+
+use super::*;
+
+const APP: u32 = 1000;
+const PODS: [u64; 3] = [1, 2, 3];
+const PORTS: [u16; 3] = [80, 443, 9300];
+const PROXY: u32 = 1337;
+
+#[test]
+fn orders_operations() {
+    struct Case {
+        name: &'static str,
+        loaded: State,
+        desired: State,
+        ops: &'static [&'static str],
+    }
+    let policy = |rules: &[(RuleList, u16)]| pod(1, PodConfig::istio_default(), rules, &[1]);
+    let none = PodConfig {
+        flags: PodFlags::NONE,
+        ..PodConfig::istio_default()
+    };
+    let other_owner = PodConfig {
+        proxy_uid: 2000,
+        ..PodConfig::istio_default()
+    };
+    let (exclude, include) = (RuleList::EXCLUDE_OUTBOUND, RuleList::INCLUDE_OUTBOUND);
+    let cases = [
+        Case {
+            name: "nothing to do",
+            loaded: policy(&[]),
+            desired: policy(&[]),
+            ops: &[],
+        },
+        Case {
+            name: "a pod appears",
+            loaded: State::default(),
+            desired: policy(&[(include, 80), (exclude, 443)]),
+            ops: &[
+                "+addr 1",
+                "+exclude_outbound 443",
+                "+include_outbound 80",
+                "+pod 1",
+            ],
+        },
+        Case {
+            name: "a pod goes",
+            loaded: policy(&[(include, 80), (exclude, 443)]),
+            desired: State::default(),
+            ops: &[
+                "-pod 1",
+                "-addr 1",
+                "-exclude_outbound 443",
+                "-include_outbound 80",
+            ],
+        },
+        Case {
+            name: "a policy changes",
+            loaded: policy(&[(include, 80), (exclude, 443)]),
+            desired: policy(&[(include, 9300), (exclude, 80)]),
+            ops: &[
+                "+exclude_outbound 80",
+                "+include_outbound 9300",
+                "-include_outbound 80",
+                "-exclude_outbound 443",
+            ],
+        },
+        Case {
+            name: "everything becomes a list",
+            loaded: policy(&[]),
+            desired: pod(1, none, &[(include, 80)], &[1]),
+            ops: &["+include_outbound 80", "+pod 1"],
+        },
+        Case {
+            name: "the sidecar has another owner",
+            loaded: policy(&[]),
+            desired: pod(1, other_owner, &[(include, 80)], &[1]),
+            ops: &["-pod 1", "+include_outbound 80", "+pod 1"],
+        },
+        Case {
+            name: "another address",
+            loaded: policy(&[]),
+            desired: pod(1, PodConfig::istio_default(), &[], &[2]),
+            ops: &["+addr 2", "-addr 1"],
+        },
+        Case {
+            name: "another address and another policy",
+            loaded: policy(&[(include, 80)]),
+            desired: pod(1, PodConfig::istio_default(), &[], &[2]),
+            ops: &[
+                "-pod 1",
+                "-addr 1",
+                "-include_outbound 80",
+                "+addr 2",
+                "+pod 1",
+            ],
+        },
+        Case {
+            name: "an address goes from a pod that goes to one that comes",
+            loaded: policy(&[]),
+            desired: pod(2, PodConfig::istio_default(), &[], &[1]),
+            ops: &["-pod 1", "+addr 1", "+pod 2"],
+        },
+        Case {
+            name: "rules without a pod, left by an agent that was killed",
+            loaded: State {
+                pods: BTreeMap::new(),
+                ..policy(&[(include, 80)])
+            },
+            desired: policy(&[(include, 443)]),
+            ops: &["-include_outbound 80", "+include_outbound 443", "+pod 1"],
+        },
+    ];
+
+    for Case {
+        name,
+        loaded,
+        desired,
+        ops,
+    } in cases
+    {
+        let computed: Vec<String> = diff(&desired, &loaded).iter().map(render_op).collect();
+        assert_eq!(computed, ops, "{name}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn reaches_the_desired_state_and_stays_there(loaded in any_state(), desired in any_state()) {
+        let mut state = loaded.clone();
+        for op in diff(&desired, &loaded) {
+            let before = state.clone();
+            state.apply(&op);
+            prop_assert_ne!(&state, &before, "an operation without effect: {:?}", op);
+        }
+        prop_assert_eq!(&state, &desired);
+        prop_assert_eq!(diff(&desired, &state), []);
+    }
+
+    #[test]
+    fn never_shows_a_pod_without_its_rules(loaded in any_state(), desired in any_state()) {
+        let mut state = loaded.clone();
+        for op in diff(&desired, &loaded) {
+            state.apply(&op);
+            for cookie in PODS.iter().filter(|cookie| !loaded.pods.contains_key(cookie)) {
+                if state.pods.contains_key(cookie) {
+                    prop_assert_eq!(of_pod(&state, *cookie), of_pod(&desired, *cookie));
+                }
+            }
+            for cookie in PODS.iter().filter(|cookie| !desired.pods.contains_key(cookie)) {
+                if state.pods.contains_key(cookie) {
+                    prop_assert_eq!(of_pod(&state, *cookie), of_pod(&loaded, *cookie));
+                }
+            }
+        }
+    }
+
+    // What the caller's policy and the policy of the pod it dials say: each may be old or new.
+    #[test]
+    fn captures_only_what_an_old_or_new_policy_says(
+        loaded in any_state(), desired in any_state(), dials in prop::collection::vec(any_dial(), 32),
+    ) {
+        let mut state = loaded.clone();
+        for op in diff(&desired, &loaded) {
+            state.apply(&op);
+            for dial in &dials {
+                let Some(redirect) = redirect(dial, &state) else { continue };
+                let allowed = [&loaded, &desired].into_iter().flat_map(|caller| {
+                    [&loaded, &desired].map(|target| mixed(dial.netns_cookie, caller, target))
+                });
+                let is_allowed = allowed.into_iter().any(|state| self::redirect(dial, &state) == Some(redirect));
+                prop_assert!(is_allowed, "after {}: {:?} goes to {:?}", render_op(&op), dial, redirect);
+            }
+        }
+    }
+
+    // A pod whose addresses and owner stay is never left alone where both policies capture.
+    #[test]
+    fn captures_what_both_policies_say(
+        loaded in any_state(), rules in any_state(), dials in prop::collection::vec(any_dial(), 32),
+    ) {
+        let desired = State { addrs: loaded.addrs.clone(), pods: loaded.pods.clone(), ..rules };
+        let mut state = loaded.clone();
+        for op in diff(&desired, &loaded) {
+            state.apply(&op);
+            for dial in dials.iter().filter(|dial| dial.uid == APP) {
+                let (old, new) = (redirect(dial, &loaded), redirect(dial, &desired));
+                if old.is_some() && new.is_some() {
+                    prop_assert_eq!(redirect(dial, &state), old, "after {}: {:?}", render_op(&op), dial);
+                }
+            }
+        }
+    }
+}
+
+fn redirect(dial: &Dial, state: &State) -> Option<Redirect> {
+    match decide(dial, state) {
+        Verdict::Redirect(redirect) => Some(redirect),
+        Verdict::Pass(_) | Verdict::Follow => None,
+    }
+}
+
+// The pod `cookie` as in one state, everybody else as in another.
+fn mixed(cookie: u64, own: &State, others: &State) -> State {
+    let pick = |is_own: bool| if is_own { own } else { others };
+    let mut state = State::default();
+    for is_own in [true, false] {
+        let belongs = |owner: u64| (owner == cookie) == is_own;
+        let from = pick(is_own);
+        state
+            .pods
+            .extend(from.pods.iter().filter(|(owner, _)| belongs(**owner)));
+        state
+            .addrs
+            .extend(from.addrs.iter().filter(|(_, owner)| belongs(**owner)));
+        state
+            .ports
+            .extend(from.ports.iter().filter(|key| belongs(key.netns_cookie())));
+        state
+            .cidrs
+            .extend(from.cidrs.iter().filter(|key| belongs(key.netns_cookie())));
+    }
+    state
+}
+
+// Everything of one pod, its addresses included.
+fn of_pod(state: &State, cookie: u64) -> State {
+    mixed(cookie, state, &State::default())
+}
+
+fn any_state() -> impl Strategy<Value = State> {
+    let list = prop::sample::select(vec![
+        RuleList::EXCLUDE_OUTBOUND,
+        RuleList::INCLUDE_OUTBOUND,
+        RuleList::EXCLUDE_INBOUND,
+        RuleList::INCLUDE_INBOUND,
+    ]);
+    let cookie = || prop::sample::select(PODS.to_vec());
+    let port = (cookie(), list.clone(), prop::sample::select(PORTS.to_vec()))
+        .prop_map(|(cookie, list, port)| PortKey::new(cookie, list, port.to_be_bytes()));
+    let cidr = (cookie(), list, 0..8_u8, 28..=32_u8)
+        .prop_map(|(cookie, list, host, bits)| CidrKey::v4(cookie, list, [198, 18, 0, host], bits));
+    let flags = prop::sample::subsequence(
+        vec![
+            PodFlags::OUTBOUND_ALL,
+            PodFlags::INBOUND_ALL,
+            PodFlags::LOOPBACK_IN_RANGES,
+        ],
+        0..=3,
+    );
+    let config = (prop::sample::select(vec![PROXY, APP]), flags).prop_map(|(proxy_uid, flags)| {
+        let flags = flags.into_iter().fold(PodFlags::NONE, PodFlags::with);
+        PodConfig {
+            proxy_uid,
+            flags,
+            ..PodConfig::istio_default()
+        }
+    });
+    let pods = prop::collection::btree_map(cookie(), config, 0..=3);
+    let addrs = prop::collection::btree_map(0..8_u8, cookie(), 0..=5);
+    (pods, addrs, btree_set(port, 0..12), btree_set(cidr, 0..8)).prop_map(
+        |(pods, addrs, ports, cidrs)| State {
+            addrs: addrs
+                .into_iter()
+                .map(|(host, owner)| (addr(host), owner))
+                .collect(),
+            cidrs,
+            pods,
+            ports,
+        },
+    )
+}
+
+fn any_dial() -> impl Strategy<Value = Dial> {
+    let uid = prop::sample::select(vec![APP, PROXY]);
+    let port = prop::sample::select(PORTS.to_vec());
+    let netns = prop::sample::select(PODS.to_vec());
+    (netns, uid, 0..9_u8, port).prop_map(|(netns_cookie, uid, host, port)| Dial {
+        netns_cookie,
+        uid,
+        gid: APP,
+        source: v4_mapped([0; 4]),
+        // The last one is loopback, but not the address that is always left alone.
+        destination: if host == 8 {
+            v4_mapped([127, 0, 0, 2])
+        } else {
+            addr(host)
+        },
+        port: port.to_be_bytes(),
+    })
+}
+
+fn pod(cookie: u64, config: PodConfig, rules: &[(RuleList, u16)], addrs: &[u8]) -> State {
+    let key = |(list, port): &(RuleList, u16)| PortKey::new(cookie, *list, port.to_be_bytes());
+    State {
+        addrs: addrs.iter().map(|host| (addr(*host), cookie)).collect(),
+        cidrs: BTreeSet::new(),
+        pods: [(cookie, config)].into(),
+        ports: rules.iter().map(key).collect(),
+    }
+}
+
+fn addr(host: u8) -> [u8; 16] {
+    v4_mapped([198, 18, 0, host])
+}
+
+fn render_op(op: &MapOp) -> String {
+    match op {
+        MapOp::PutPort(key) => format!("+{} {}", key.list().name(), key.port()),
+        MapOp::PutCidr(key) => format!("+{} {:?}", key.list().name(), key.addr()),
+        MapOp::PutPod { netns_cookie, .. } => format!("+pod {netns_cookie}"),
+        MapOp::PutAddr { addr, .. } => format!("+addr {}", addr[15]),
+        MapOp::RemoveAddr { addr } => format!("-addr {}", addr[15]),
+        MapOp::RemovePod { netns_cookie } => format!("-pod {netns_cookie}"),
+        MapOp::RemoveCidr(key) => format!("-{} {:?}", key.list().name(), key.addr()),
+        MapOp::RemovePort(key) => format!("-{} {}", key.list().name(), key.port()),
+    }
+}

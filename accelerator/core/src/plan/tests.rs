@@ -1,1 +1,234 @@
+//! What becomes of pods: entries within the bounds, and refusals beyond them.
 
+use super::*;
+
+#[test]
+fn turns_a_policy_into_entries() {
+    let policy = TrafficPolicy {
+        exclude_outbound_ports: [3306].into(),
+        exclude_outbound_ranges: ranges(&["198.18.9.9/32", "2001:db8::/32"]),
+        include_outbound_ports: [9300].into(),
+        include_outbound_ranges: RangeCapture::Only(ranges(&["198.18.0.0/16", "::/0"])),
+        has_loopback_range: true,
+        inbound_ports: PortCapture::Only([8080].into()),
+    };
+    let addrs = ["198.18.0.1", "2001:db8::1"].map(|addr| addr.parse().expect(addr));
+    let pod = ResolvedPod {
+        addrs: addrs.into(),
+        policy,
+        ..resolved(7, &[])
+    };
+    let Plan { state, refused } = plan(&named(&[("default/a", pod)]));
+
+    let port = |list, port: u16| PortKey::new(7, list, port.to_be_bytes());
+    assert_eq!(refused, BTreeMap::new());
+    assert_eq!(
+        state.ports,
+        [
+            port(RuleList::EXCLUDE_OUTBOUND, 3306),
+            port(RuleList::INCLUDE_OUTBOUND, 9300),
+            port(RuleList::INCLUDE_INBOUND, 8080),
+        ]
+        .into()
+    );
+    assert_eq!(
+        state.cidrs,
+        [
+            CidrKey::v4(7, RuleList::EXCLUDE_OUTBOUND, [198, 18, 9, 9], 32),
+            CidrKey::v4(7, RuleList::INCLUDE_OUTBOUND, [198, 18, 0, 0], 16),
+        ]
+        .into(),
+        "IPv6 ranges stay out: ::/0 would hold every IPv4 address"
+    );
+    assert_eq!(state.addrs, [(v4_mapped([198, 18, 0, 1]), 7)].into());
+    let flags = PodFlags::LOOPBACK_IN_RANGES;
+    assert_eq!(
+        state.pods,
+        [(
+            7,
+            PodConfig {
+                flags,
+                ..PodConfig::istio_default()
+            }
+        )]
+        .into()
+    );
+}
+
+#[test]
+fn the_default_policy_captures_everything() {
+    let plan = plan(&named(&[("default/a", resolved(7, &[1]))]));
+    assert_eq!(plan.state.pods, [(7, PodConfig::istio_default())].into());
+}
+
+#[test]
+fn refuses_pods_that_are_in_the_way_or_too_large() {
+    struct Case {
+        name: &'static str,
+        pods: BTreeMap<PodName, ResolvedPod>,
+        refused: &'static [(&'static str, &'static str)],
+    }
+    let many_ports = TrafficPolicy {
+        include_outbound_ports: (0..600).collect(),
+        ..policy()
+    };
+    let many_ranges = TrafficPolicy {
+        exclude_outbound_ranges: (0..600_u32)
+            .map(|index| {
+                let addr = Ipv4Addr::from_bits(index << 8);
+                IpRange::parse(&format!("{addr}/24")).expect("a range")
+            })
+            .collect(),
+        ..policy()
+    };
+    let cases = [
+        Case {
+            name: "nobody is",
+            pods: named(&[
+                ("default/a", resolved(1, &[1, 2])),
+                ("default/b", resolved(2, &[3])),
+            ]),
+            refused: &[],
+        },
+        Case {
+            name: "one network namespace, two names",
+            pods: named(&[
+                ("default/b", resolved(1, &[1])),
+                ("default/a", resolved(1, &[1])),
+            ]),
+            refused: &[(
+                "default/b",
+                "its network namespace is the one of pod default/a",
+            )],
+        },
+        Case {
+            name: "one address, two pods",
+            pods: named(&[
+                ("default/a", resolved(1, &[1])),
+                ("default/b", resolved(2, &[2, 1])),
+            ]),
+            refused: &[(
+                "default/b",
+                "address 198.18.0.1 belongs to pod default/a too",
+            )],
+        },
+        Case {
+            name: "too many addresses",
+            pods: named(&[("default/a", resolved(1, &(0..17).collect::<Vec<u8>>()))]),
+            refused: &[(
+                "default/a",
+                "it has 17 addresses, over the limit of 16 for a pod",
+            )],
+        },
+        Case {
+            name: "too many ports; the next pod is served",
+            pods: named(&[
+                (
+                    "default/a",
+                    ResolvedPod {
+                        policy: many_ports,
+                        ..resolved(1, &[1])
+                    },
+                ),
+                ("default/b", resolved(2, &[2])),
+            ]),
+            refused: &[(
+                "default/a",
+                "it has 605 ports in its lists, over the limit of 512 for a pod",
+            )],
+        },
+        Case {
+            name: "too many ranges",
+            pods: named(&[(
+                "default/a",
+                ResolvedPod {
+                    policy: many_ranges,
+                    ..resolved(1, &[1])
+                },
+            )]),
+            refused: &[(
+                "default/a",
+                "it has 600 ranges in its lists, over the limit of 512 for a pod",
+            )],
+        },
+    ];
+
+    for Case {
+        name,
+        pods,
+        refused,
+    } in cases
+    {
+        let plan = plan(&pods);
+        let messages: Vec<(String, String)> = plan
+            .refused
+            .iter()
+            .map(|(pod, refusal)| (pod.to_string(), refusal.to_string()))
+            .collect();
+        let expected: Vec<(String, String)> = refused
+            .iter()
+            .map(|(pod, error)| ((*pod).to_owned(), (*error).to_owned()))
+            .collect();
+        assert_eq!(messages, expected, "{name}");
+        assert_eq!(plan.state.pods.len(), pods.len() - refused.len(), "{name}");
+    }
+}
+
+#[test]
+fn a_full_node_refuses_the_rest() {
+    let full = MAX_PODS as usize;
+    let pods: BTreeMap<PodName, ResolvedPod> = (0..full + 2)
+        .map(|index| {
+            let cookie = u64::try_from(index).expect("few") + 1;
+            (
+                PodName::parse(&format!("default/p{index:05}")).expect("a name"),
+                resolved(cookie, &[]),
+            )
+        })
+        .collect();
+    let plan = plan(&pods);
+
+    assert_eq!(plan.state.pods.len(), full);
+    let refused: Vec<String> = plan.refused.values().map(ToString::to_string).collect();
+    assert_eq!(
+        refused,
+        ["the node has no room for it: at most 1024 pods"; 2]
+    );
+    assert!(plan.state.ports.len() <= MAX_PLANNED_PORT_RULES);
+}
+
+fn named(pods: &[(&str, ResolvedPod)]) -> BTreeMap<PodName, ResolvedPod> {
+    let name = |name: &str| PodName::parse(name).expect("a name");
+    pods.iter()
+        .map(|(pod, resolved)| (name(pod), resolved.clone()))
+        .collect()
+}
+
+fn resolved(netns_cookie: u64, hosts: &[u8]) -> ResolvedPod {
+    let addr = |host: &u8| IpAddr::from([198, 18, 0, *host]);
+    ResolvedPod {
+        addrs: hosts.iter().map(addr).collect(),
+        netns_cookie,
+        policy: policy(),
+        proxy_gid: 1337,
+        proxy_uid: 1337,
+    }
+}
+
+fn policy() -> TrafficPolicy {
+    TrafficPolicy {
+        exclude_outbound_ports: [53, 15020].into(),
+        exclude_outbound_ranges: BTreeSet::new(),
+        include_outbound_ports: BTreeSet::new(),
+        include_outbound_ranges: RangeCapture::All,
+        has_loopback_range: false,
+        inbound_ports: PortCapture::AllBut([15020, 15021, 15090].into()),
+    }
+}
+
+fn ranges(ranges: &[&str]) -> BTreeSet<IpRange> {
+    ranges
+        .iter()
+        .map(|range| IpRange::parse(range).expect(range))
+        .collect()
+}
