@@ -1,0 +1,236 @@
+//! A real Envoy, as a pod's sidecar or on loopback, that gets its configuration over xDS.
+
+use std::fs;
+use std::net::SocketAddrV4;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::{Value, json};
+
+use crate::http::HttpConnection;
+use crate::process::{Process, Program, User};
+use crate::{programs, wait};
+
+/// How long Envoy may take to be live, with all that it waits for.
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long the admin interface may take to answer.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Name of the cluster that leads to the control plane.
+const CONTROL_PLANE_CLUSTER: &str = "xds-grpc";
+
+/// How an Envoy asks for its configuration.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Protocol {
+    /// One aggregated stream, incremental.
+    Delta,
+    /// A stream of its own for each type, state of the world.
+    PerType,
+    /// One aggregated stream, state of the world.
+    Sotw,
+}
+
+impl Protocol {
+    /// The source of a resource that another resource names.
+    pub fn config_source(self) -> Value {
+        match self {
+            Self::Delta | Self::Sotw => json!({"ads": {}, "resource_api_version": "V3"}),
+            Self::PerType => {
+                json!({"api_config_source": api_config_source("GRPC"), "resource_api_version": "V3"})
+            }
+        }
+    }
+
+    fn dynamic_resources(self) -> Value {
+        let source = self.config_source();
+        match self {
+            Self::PerType => json!({"lds_config": source, "cds_config": source}),
+            Self::Sotw => {
+                json!({"ads_config": api_config_source("GRPC"), "lds_config": source, "cds_config": source})
+            }
+            Self::Delta => {
+                json!({"ads_config": api_config_source("DELTA_GRPC"), "lds_config": source, "cds_config": source})
+            }
+        }
+    }
+}
+
+fn api_config_source(api_type: &str) -> Value {
+    // Envoy's own back-off reaches 30 s: a test that restarts the control plane does not wait for that.
+    let retry = json!({"retry_back_off": {"base_interval": "0.1s", "max_interval": "0.5s"}});
+    json!({
+        "api_type": api_type,
+        "transport_api_version": "V3",
+        "grpc_services": [{"envoy_grpc": {"cluster_name": CONTROL_PLANE_CLUSTER, "retry_policy": retry}}],
+    })
+}
+
+/// Who an Envoy is, and where.
+#[derive(Debug)]
+pub struct EnvoyPlan<'a> {
+    /// Cluster of its node, which selectors may match.
+    pub cluster: &'a str,
+    /// Where the control plane listens.
+    pub control_plane: SocketAddrV4,
+    /// Directory for its files, which its user may write.
+    pub dir: &'a Path,
+    /// Id of its node.
+    pub id: &'a str,
+    /// File of the namespace to run in; the caller's own if left out.
+    pub netns: Option<&'a Path>,
+    /// How it asks.
+    pub protocol: Protocol,
+    /// Who it runs as.
+    pub user: User,
+}
+
+/// A running Envoy.
+#[derive(Debug)]
+pub struct RealEnvoy {
+    admin: PathBuf,
+    process: Process,
+}
+
+impl RealEnvoy {
+    /// Starts Envoy. It is not ready yet: see [`Self::wait_ready`].
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start(plan: &EnvoyPlan<'_>) -> Result<Self> {
+        let admin = plan.dir.join("admin.sock");
+        let bootstrap = plan.dir.join("bootstrap.json");
+        fs::write(
+            &bootstrap,
+            serde_json::to_vec_pretty(&render_bootstrap(plan, &admin))?,
+        )
+        .with_context(|| format!("{} could not be written", bootstrap.display()))?;
+        let flags = [
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "warn",
+        ];
+        let mut args: Vec<_> = flags.map(Into::into).into();
+        // Access logs are read by tests: the default lets them wait for 10 s.
+        args.extend(["--file-flush-interval-msec", "50", "--config-path"].map(Into::into));
+        args.push(bootstrap.into());
+        let process = Process::start(&Program {
+            args,
+            log_dir: plan.dir,
+            name: "envoy",
+            netns: plan.netns,
+            path: &programs::tool("envoy")?,
+            user: plan.user,
+        })?;
+        Ok(Self { admin, process })
+    }
+
+    /// Waits until Envoy has its first listeners and clusters and accepts connections.
+    ///
+    /// # Errors
+    ///
+    /// When it ends, or is not ready in time.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        wait::until("a ready Envoy", READY_DEADLINE, || {
+            self.process.check_running()?;
+            let state = admin(&self.admin, "GET", "/ready")?;
+            ensure!(state.trim() == "LIVE", "it says {}", state.trim());
+            // Ready without listeners means that the control plane gave an empty answer.
+            let listeners = admin(&self.admin, "GET", "/listeners")?;
+            ensure!(!listeners.trim().is_empty(), "it has no listeners");
+            Ok(())
+        })
+        .map_err(|error| anyhow!("{error:#}\n{}", self.process.tail()))
+    }
+
+    /// Reads a page of the admin interface, such as `/clusters`.
+    ///
+    /// # Errors
+    ///
+    /// When Envoy does not answer with 200.
+    pub fn admin(&self, path: &str) -> Result<String> {
+        admin(&self.admin, "GET", path)
+    }
+
+    /// Reads one counter or gauge.
+    ///
+    /// # Errors
+    ///
+    /// When Envoy does not answer. A statistic that does not exist yet is 0.
+    pub fn stat(&self, name: &str) -> Result<u64> {
+        let text = self.admin(&format!("/stats?filter=^{}$", name.replace('.', "\\.")))?;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        value.map_or(Ok(0), |value| {
+            value
+                .trim()
+                .parse()
+                .with_context(|| format!("statistic {name} is {value:?}"))
+        })
+    }
+
+    /// Reads the configuration that Envoy runs.
+    ///
+    /// # Errors
+    ///
+    /// When Envoy does not answer with JSON.
+    pub fn config_dump(&self) -> Result<Value> {
+        serde_json::from_str(&self.admin("/config_dump?include_eds")?)
+            .context("the configuration dump is not JSON")
+    }
+
+    /// The process, for its log.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+}
+
+fn admin(socket: &Path, method: &str, path: &str) -> Result<String> {
+    let stream = UnixStream::connect(socket)
+        .with_context(|| format!("{} does not answer", socket.display()))?;
+    stream.set_read_timeout(Some(ADMIN_TIMEOUT))?;
+    let response =
+        HttpConnection::new(stream).request(method, "admin", path, "connection: close\r\n")?;
+    let text = response.text();
+    // `/ready` says in its body which state Envoy is in.
+    ensure!(
+        response.status == 200 || path == "/ready",
+        "{path} answers {}: {}",
+        response.status,
+        text.trim()
+    );
+    Ok(text)
+}
+
+fn render_bootstrap(plan: &EnvoyPlan<'_>, admin: &Path) -> Value {
+    json!({
+        "node": {"id": plan.id, "cluster": plan.cluster},
+        "admin": {"address": {"pipe": {"path": admin}}},
+        "dynamic_resources": plan.protocol.dynamic_resources(),
+        "static_resources": {"clusters": [control_plane_cluster(plan.control_plane)]},
+    })
+}
+
+fn control_plane_cluster(address: SocketAddrV4) -> Value {
+    let http2 = json!({
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    });
+    let socket_address = json!({"address": address.ip().to_string(), "port_value": address.port()});
+    json!({
+        "name": CONTROL_PLANE_CLUSTER,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2},
+        "load_assignment": {
+            "cluster_name": CONTROL_PLANE_CLUSTER,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": socket_address}}}]}],
+        },
+    })
+}

@@ -1,0 +1,230 @@
+//! A whole mesh on one machine: control plane, two pods with sidecars, an application in one of them.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::control_plane::{ControlPlane, ControlPlanePlan};
+use crate::envoy::{EnvoyPlan, Protocol, RealEnvoy};
+use crate::http::{HttpConnection, Response};
+use crate::iptables::Capture;
+use crate::lab::{NODE_ADDRESS, NetnsLab, Pod, SERVICE_ADDRESS};
+use crate::load::LoadPlan;
+use crate::process::{Process, User};
+use crate::sidecar::{REVISION_HEADER, TRACE_HEADER, mesh_document, route_document};
+use crate::{nginx, wait};
+
+/// The pod that requests come from.
+pub const CLIENT: &str = "client";
+/// The pod that answers.
+pub const SERVER: &str = "server";
+
+/// Port of the service.
+pub const SERVICE_PORT: u16 = 80;
+
+/// Revision of the first route.
+pub const FIRST_REVISION: &str = "r1";
+
+/// How long a change may take from the file to an answer.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A running mesh. Dropping it ends and removes everything.
+#[derive(Debug)]
+pub struct Mesh {
+    // In the order in which they must be dropped.
+    sidecars: BTreeMap<String, RealEnvoy>,
+    applications: BTreeMap<String, Process>,
+    /// The control plane, with the mesh's documents.
+    pub control_plane: ControlPlane,
+    lab: NetnsLab,
+    protocol: Protocol,
+}
+
+impl Mesh {
+    /// Starts a mesh of a client and a server and waits until it answers a request.
+    ///
+    /// # Errors
+    ///
+    /// When a part of it does not start.
+    pub fn start(protocol: Protocol) -> Result<Self> {
+        let lab = NetnsLab::create()?;
+        let plan = ControlPlanePlan::on(NODE_ADDRESS, Some(lab.node().path()), lab.dir());
+        let control_plane = ControlPlane::prepare(plan)?;
+        let mut mesh = Self {
+            sidecars: BTreeMap::new(),
+            applications: BTreeMap::new(),
+            control_plane,
+            lab,
+            protocol,
+        };
+
+        mesh.lab.add_pod(CLIENT, Some(&Capture::default()))?;
+        let server = mesh.lab.add_pod(SERVER, Some(&Capture::default()))?;
+        let process = nginx::start(server)?;
+        mesh.applications.insert(SERVER.to_owned(), process);
+        mesh.publish_endpoints()?;
+        mesh.publish_route(FIRST_REVISION)?;
+        mesh.control_plane.start()?;
+        mesh.start_sidecar(CLIENT)?;
+        mesh.start_sidecar(SERVER)?;
+        mesh.wait_revision(FIRST_REVISION)?;
+        Ok(mesh)
+    }
+
+    /// Adds a pod with an application and a sidecar, and makes it an endpoint of the service.
+    ///
+    /// # Errors
+    ///
+    /// When a part of it does not start.
+    pub fn add_server(&mut self, name: &str) -> Result<()> {
+        let process = nginx::start(self.lab.add_pod(name, Some(&Capture::default()))?)?;
+        self.applications.insert(name.to_owned(), process);
+        self.start_sidecar(name)?;
+        self.publish_endpoints()
+    }
+
+    /// The pods.
+    pub fn lab(&self) -> &NetnsLab {
+        &self.lab
+    }
+
+    /// A pod.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of that name.
+    pub fn pod(&self, name: &str) -> Result<&Pod> {
+        self.lab.pod(name)
+    }
+
+    /// The sidecar of a pod.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn sidecar(&self, pod: &str) -> Result<&RealEnvoy> {
+        self.sidecars
+            .get(pod)
+            .with_context(|| format!("pod {pod} has no sidecar"))
+    }
+
+    /// Writes the route with another revision.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn publish_route(&self, revision: &str) -> Result<()> {
+        self.control_plane
+            .publish("routes.yaml", &route_document(revision))
+    }
+
+    /// Sends one request from the client's application to the service.
+    ///
+    /// # Errors
+    ///
+    /// When there is no answer; any status is one.
+    pub fn request(&self, headers: &str) -> Result<Response> {
+        let address = SocketAddrV4::new(SERVICE_ADDRESS, SERVICE_PORT);
+        let stream = self
+            .pod(CLIENT)?
+            .netns
+            .enter(|| TcpStream::connect(address))??;
+        stream.set_read_timeout(Some(CHANGE_DEADLINE))?;
+        let headers = format!("connection: close\r\n{headers}");
+        Ok(HttpConnection::new(stream).request("GET", "server.default", "/", &headers)?)
+    }
+
+    /// Waits until a request is answered by a route of this revision.
+    ///
+    /// # Errors
+    ///
+    /// When that does not happen in time.
+    pub fn wait_revision(&self, revision: &str) -> Result<()> {
+        wait::until(
+            &format!("an answer by route {revision}"),
+            CHANGE_DEADLINE,
+            || {
+                let response = self.request("")?;
+                let found = response.header(REVISION_HEADER).unwrap_or_default();
+                ensure!(
+                    response.status == 200 && found == revision,
+                    "status {}, route {found:?}",
+                    response.status
+                );
+                Ok(())
+            },
+        )
+    }
+
+    /// Sends one request that both sidecars log, and returns what the sidecar of `pod` wrote about it.
+    ///
+    /// # Errors
+    ///
+    /// When the request fails or is not logged.
+    pub fn trace(&self, pod: &str, trace: &str) -> Result<Value> {
+        let response = self.request(&format!("{TRACE_HEADER}: {trace}\r\n"))?;
+        ensure!(
+            response.status == 200,
+            "status {}: {}",
+            response.status,
+            response.text()
+        );
+        let sidecar = self.sidecar(pod)?;
+        wait::until(&format!("the log line of {trace}"), CHANGE_DEADLINE, || {
+            let log = sidecar.process().log()?;
+            let lines = log
+                .lines()
+                .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines
+                .into_iter()
+                .find(|line| line["trace"] == trace)
+                .context("it is not there")
+        })
+    }
+
+    /// Load from the client to the service.
+    ///
+    /// # Errors
+    ///
+    /// When there is no client.
+    pub fn load_plan(&self, connections: usize) -> Result<LoadPlan> {
+        Ok(LoadPlan {
+            connections,
+            host: "server.default".to_owned(),
+            netns: Some(self.pod(CLIENT)?.netns.path()),
+            target: SocketAddrV4::new(SERVICE_ADDRESS, SERVICE_PORT),
+        })
+    }
+
+    fn publish_endpoints(&self) -> Result<()> {
+        let servers: Result<Vec<Ipv4Addr>> = self
+            .applications
+            .keys()
+            .map(|name| Ok(self.pod(name)?.address))
+            .collect();
+        self.control_plane
+            .publish("mesh.yaml", &mesh_document(self.protocol, &servers?))
+    }
+
+    fn start_sidecar(&mut self, name: &str) -> Result<()> {
+        let pod = self.lab.pod(name)?;
+        let mut sidecar = RealEnvoy::start(&EnvoyPlan {
+            cluster: "lab",
+            control_plane: SocketAddrV4::new(NODE_ADDRESS, crate::control_plane::XDS_PORT),
+            dir: &pod.dir,
+            id: &format!(
+                "sidecar~{}~{name}.default~default.svc.cluster.local",
+                pod.address
+            ),
+            netns: Some(&pod.netns.path()),
+            protocol: self.protocol,
+            user: User::Proxy,
+        })?;
+        sidecar.wait_ready()?;
+        self.sidecars.insert(name.to_owned(), sidecar);
+        Ok(())
+    }
+}
