@@ -1,1 +1,3 @@
 //! The xDS control plane: sources, gRPC services, admin endpoint.
+
+pub mod config_dir;
