@@ -13,6 +13,7 @@ const PORTS: [u16; 3] = [80, 443, 9300];
 const PROXY: u32 = 1337;
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table, one case after the other")]
 fn orders_operations() {
     struct Case {
         name: &'static str,

@@ -62,6 +62,7 @@ fn the_default_policy_captures_everything() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table, one case after the other")]
 fn refuses_pods_that_are_in_the_way_or_too_large() {
     struct Case {
         name: &'static str,
