@@ -13,7 +13,7 @@ use std::{
 /// Returns `ENOPROTOOPT` on an older kernel, `ENOTSOCK` for another kind of file.
 pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0_u64;
-    let mut size_bytes = libc::socklen_t::try_from(size_of::<u64>()).expect("8 fits");
+    let mut size_bytes = COOKIE_BYTES;
     // SAFETY: both pointers are to locals that outlive the call, and `size_bytes` is the size of the
     // one that the kernel writes to.
     let result = unsafe {
@@ -25,11 +25,18 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
             &raw mut size_bytes,
         )
     };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 // include/uapi/asm-generic/socket.h; the libc crate has it for no architecture.
 const SO_NETNS_COOKIE: libc::c_int = 71;
+
+const COOKIE_BYTES: libc::socklen_t = 8;
+const _: () = assert!(COOKIE_BYTES as usize == size_of::<u64>());
 
 #[cfg(test)]
 mod tests {
