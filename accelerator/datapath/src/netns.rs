@@ -20,7 +20,7 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
+            libc::SO_NETNS_COOKIE,
             (&raw mut cookie).cast(),
             &raw mut size_bytes,
         )
@@ -31,9 +31,6 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
         Err(io::Error::last_os_error())
     }
 }
-
-// include/uapi/asm-generic/socket.h; the libc crate has it for no architecture.
-const SO_NETNS_COOKIE: libc::c_int = 71;
 
 const COOKIE_BYTES: libc::socklen_t = 8;
 const _: () = assert!(COOKIE_BYTES as usize == size_of::<u64>());
