@@ -1,3 +1,23 @@
-//! The xDS control plane: sources, gRPC services, admin endpoint.
+//! The xDS control plane: a configuration source, the discovery services and an admin endpoint
+//! around the pure core of `isthmus-xds-core`.
+//!
+//! Invariant: what decides which bytes a client gets is in the core; this crate reads, decodes,
+//! times, counts and logs.
+//!
+//! ```text
+//!  DIR ──config_dir──▶ documents ──▶ Plane ──(a channel per scope)──▶ grpc::session ──▶ Envoy
+//!                                      └──▶ admin: /livez /readyz /metrics /config_dump
+//! ```
+#![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod cli;
+pub mod clients;
 pub mod config_dir;
+pub mod documents;
+pub mod grpc;
+pub mod metrics;
+pub mod plane;
+pub mod redact;
+pub mod reload;
+pub mod server;

@@ -1,0 +1,57 @@
+//! The command line of `isthmus-xds`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+const EXAMPLES: &str = "\
+Examples:
+  Serve what is in ./config to the Envoys of this machine:
+    isthmus-xds --config-dir ./config
+
+  Point an Envoy at it (bootstrap):
+    dynamic_resources:
+      ads_config:
+        api_type: DELTA_GRPC
+        transport_api_version: V3
+        grpc_services: [{envoy_grpc: {cluster_name: isthmus-xds}}]
+      cds_config: {resource_api_version: V3, ads: {}}
+      lds_config: {resource_api_version: V3, ads: {}}
+
+  See what is served, and to whom:
+    curl -s http://127.0.0.1:15014/config_dump?type=cds
+
+A change in DIR is served at once. While a file in it is wrong, the log says what and where, and
+the last good configuration stays in force. RUST_LOG sets what is logged (default: info).";
+
+#[allow(clippy::doc_markdown, reason = "the comments are the text of --help")]
+/// Serves Envoy configuration from a directory over xDS.
+#[derive(Debug, Parser)]
+#[command(name = "isthmus-xds", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// Directory of EnvoyResources documents (*.yaml, *.yml, *.json), watched for changes.
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: PathBuf,
+
+    /// Address of the xDS services (plaintext gRPC).
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010")]
+    pub xds_listen: SocketAddr,
+
+    /// Address of /livez, /readyz, /metrics and /config_dump (HTTP).
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]
+    pub admin_listen: SocketAddr,
+
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,92 @@
+//! What a client said of itself in its first request.
+
+use std::collections::BTreeMap;
+
+use isthmus_api::envoy_resources::NodeView;
+use isthmus_proto::pb::envoy::config::core::v3::{Node, node::UserAgentVersionType};
+use isthmus_proto::pb::google::protobuf::value::Kind;
+use isthmus_xds_core::stream::Peer;
+use tonic::Status;
+
+/// A client's node, reduced to what decides something or helps a reader.
+#[derive(Debug, Default)]
+pub(super) struct ClientNode {
+    pub(super) id: String,
+    pub(super) cluster: String,
+    pub(super) user_agent: String,
+    region: String,
+    zone: String,
+    sub_zone: String,
+    metadata: BTreeMap<String, String>,
+}
+
+impl ClientNode {
+    /// Reads the node of a first request (R3, R4).
+    pub(super) fn parse(node: Option<Node>) -> Result<Self, Status> {
+        let Some(node) = node.filter(|node| !node.id.is_empty()) else {
+            let message = "the first request of a stream must have a node with an id; \
+                           set node.id in the bootstrap (Envoy: --service-node)";
+            return Err(Status::invalid_argument(message));
+        };
+        let locality = node.locality.unwrap_or_default();
+        let fields = node.metadata.unwrap_or_default().fields;
+        let metadata = fields
+            .into_iter()
+            .filter_map(|(key, value)| match value.kind {
+                Some(Kind::StringValue(text)) => Some((key, text)),
+                Some(
+                    Kind::BoolValue(_)
+                    | Kind::ListValue(_)
+                    | Kind::NullValue(_)
+                    | Kind::NumberValue(_)
+                    | Kind::StructValue(_),
+                )
+                | None => None,
+            });
+        Ok(Self {
+            id: node.id,
+            cluster: node.cluster,
+            user_agent: render_user_agent(&node.user_agent_name, node.user_agent_version_type),
+            region: locality.region,
+            zone: locality.zone,
+            sub_zone: locality.sub_zone,
+            metadata: metadata.collect(),
+        })
+    }
+
+    /// What selectors look at.
+    pub(super) fn view(&self) -> NodeView<'_> {
+        NodeView {
+            id: &self.id,
+            cluster: &self.cluster,
+            region: &self.region,
+            zone: &self.zone,
+            sub_zone: &self.sub_zone,
+            metadata: &self.metadata,
+        }
+    }
+
+    /// How the client reads the protocol.
+    pub(super) fn peer(&self) -> Peer {
+        // The user agent of every gRPC library starts so: "gRPC Go", "gRPC C-core", "gRPC Java".
+        if self.user_agent.starts_with("gRPC") {
+            Peer::Grpc
+        } else {
+            Peer::Envoy
+        }
+    }
+}
+
+fn render_user_agent(name: &str, version: Option<UserAgentVersionType>) -> String {
+    match version {
+        Some(UserAgentVersionType::UserAgentVersion(version)) => format!("{name}/{version}"),
+        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => match build.version {
+            Some(version) => format!(
+                "{name}/{}.{}.{}",
+                version.major_number, version.minor_number, version.patch
+            ),
+            None => name.to_owned(),
+        },
+        None => name.to_owned(),
+    }
+}

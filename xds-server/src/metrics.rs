@@ -1,0 +1,271 @@
+//! What is counted, in Prometheus' terms. No label ever holds a node, name or address: the number
+//! of series does not grow with the fleet, nor at a client's will.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use isthmus_xds_core::stream::Event;
+use isthmus_xds_core::{Response, Variant, type_rules};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// All metrics of the server.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    streams: Family<VariantLabel, Gauge>,
+    requests: Family<RequestLabels, Counter>,
+    responses: Family<TypeLabel, Counter>,
+    response_bytes: Family<TypeLabel, Counter>,
+    resources: Family<TypeLabel, Counter>,
+    answer_seconds: Family<TypeLabel, Histogram>,
+    streams_refused: Family<ReasonLabel, Counter>,
+    reloads: Family<ResultLabel, Counter>,
+    config_errors: Gauge,
+    config_generation: Gauge<u64, AtomicU64>,
+    config_documents: Gauge,
+    scopes: Gauge,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct VariantLabel {
+    variant: VariantValue,
+}
+
+#[derive(Clone, Debug, EncodeLabelValue, Eq, Hash, PartialEq)]
+enum VariantValue {
+    Delta,
+    Sotw,
+}
+
+impl From<Variant> for VariantLabel {
+    fn from(variant: Variant) -> Self {
+        let variant = match variant {
+            Variant::Delta => VariantValue::Delta,
+            Variant::Sotw => VariantValue::Sotw,
+        };
+        Self { variant }
+    }
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct TypeLabel {
+    r#type: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct RequestLabels {
+    r#type: &'static str,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Registers every metric, at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("isthmus");
+        // 1 ms to about 16 s: from a local proxy to Envoy's initial fetch timeout.
+        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
+        let answer_seconds = Family::<TypeLabel, Histogram>::new_with_constructor(seconds);
+        let metrics = Self {
+            streams: Family::default(),
+            requests: Family::default(),
+            responses: Family::default(),
+            response_bytes: Family::default(),
+            resources: Family::default(),
+            answer_seconds,
+            streams_refused: Family::default(),
+            reloads: Family::default(),
+            config_errors: Gauge::default(),
+            config_generation: Gauge::default(),
+            config_documents: Gauge::default(),
+            scopes: Gauge::default(),
+            registry: Registry::default(),
+        };
+        let r = &mut registry;
+        r.register("xds_streams", "Open streams", metrics.streams.clone());
+        r.register(
+            "xds_requests",
+            "Requests, by what they were",
+            metrics.requests.clone(),
+        );
+        r.register("xds_responses", "Responses sent", metrics.responses.clone());
+        r.register(
+            "xds_response_bytes",
+            "Bytes of responses sent",
+            metrics.response_bytes.clone(),
+        );
+        r.register(
+            "xds_resources_sent",
+            "Resources in responses sent",
+            metrics.resources.clone(),
+        );
+        r.register(
+            "xds_answer_seconds",
+            "From a response to its ACK",
+            metrics.answer_seconds.clone(),
+        );
+        r.register(
+            "xds_streams_refused",
+            "Streams ended for cause",
+            metrics.streams_refused.clone(),
+        );
+        r.register(
+            "config_reloads",
+            "Times that configuration was read",
+            metrics.reloads.clone(),
+        );
+        r.register(
+            "config_errors",
+            "Errors in the configuration as it is",
+            metrics.config_errors.clone(),
+        );
+        r.register(
+            "config_generation",
+            "Number of the commit in force",
+            metrics.config_generation.clone(),
+        );
+        r.register(
+            "config_documents",
+            "Documents in force",
+            metrics.config_documents.clone(),
+        );
+        r.register(
+            "xds_scopes",
+            "Distinct views in use",
+            metrics.scopes.clone(),
+        );
+        Self {
+            registry,
+            ..metrics
+        }
+    }
+
+    /// Writes all metrics in the OpenMetrics text format.
+    ///
+    /// # Errors
+    ///
+    /// Returns the formatting error, which a `String` never gives.
+    pub fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    pub(crate) fn open_stream(&self, variant: Variant) {
+        self.streams.get_or_create(&variant.into()).inc();
+    }
+
+    pub(crate) fn close_stream(&self, variant: Variant) {
+        self.streams.get_or_create(&variant.into()).dec();
+    }
+
+    pub(crate) fn refuse_stream(&self, reason: &'static str) {
+        self.streams_refused
+            .get_or_create(&ReasonLabel { reason })
+            .inc();
+    }
+
+    pub(crate) fn count_event(&self, event: &Event) {
+        let (type_url, kind) = match event {
+            Event::Acked {
+                type_url, after, ..
+            } => {
+                self.observe_answer(type_url, *after);
+                (type_url, "ack")
+            }
+            Event::Nacked { type_url, .. } => (type_url, "nack"),
+            Event::StaleNonce { type_url } => (type_url, "stale"),
+        };
+        let r#type = short_name(type_url);
+        self.requests
+            .get_or_create(&RequestLabels { r#type, kind })
+            .inc();
+    }
+
+    pub(crate) fn count_subscription(&self, type_url: &str) {
+        let r#type = short_name(type_url);
+        let kind = "subscribe";
+        self.requests
+            .get_or_create(&RequestLabels { r#type, kind })
+            .inc();
+    }
+
+    pub(crate) fn count_response(&self, response: &Response) {
+        let label = TypeLabel {
+            r#type: short_name(&response.type_url),
+        };
+        self.responses.get_or_create(&label).inc();
+        self.response_bytes
+            .get_or_create(&label)
+            .inc_by(response.size_bytes() as u64);
+        self.resources
+            .get_or_create(&label)
+            .inc_by(response.resources as u64);
+    }
+
+    pub(crate) fn observe_publish(&self, generation: u64, documents: usize, scopes: usize) {
+        self.reloads
+            .get_or_create(&ResultLabel { result: "accepted" })
+            .inc();
+        self.config_errors.set(0);
+        self.config_generation.set(generation);
+        self.config_documents.set(clamp(documents));
+        self.scopes.set(clamp(scopes));
+    }
+
+    pub(crate) fn observe_refusal(&self, errors: usize) {
+        self.reloads
+            .get_or_create(&ResultLabel { result: "refused" })
+            .inc();
+        self.config_errors.set(clamp(errors));
+    }
+
+    fn observe_answer(&self, type_url: &str, after: Duration) {
+        let r#type = short_name(type_url);
+        let histogram = self.answer_seconds.get_or_create(&TypeLabel { r#type });
+        histogram.observe(after.as_secs_f64());
+    }
+}
+
+/// The field's short name of a type, or `other`: clients choose type URLs, and must not choose
+/// the number of series.
+pub(crate) fn short_name(type_url: &str) -> &'static str {
+    match type_url {
+        type_rules::CLUSTER => "cds",
+        type_rules::ENDPOINT => "eds",
+        type_rules::LOCALITY_ENDPOINT => "leds",
+        type_rules::LISTENER => "lds",
+        type_rules::ROUTE => "rds",
+        type_rules::SCOPED_ROUTE => "srds",
+        type_rules::VIRTUAL_HOST => "vhds",
+        type_rules::SECRET => "sds",
+        type_rules::RUNTIME => "rtds",
+        type_rules::EXTENSION_CONFIG => "ecds",
+        _ => "other",
+    }
+}
+
+fn clamp(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

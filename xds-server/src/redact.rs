@@ -1,0 +1,128 @@
+//! Secrets out of what people are shown: fields that Envoy's own protos mark as sensitive
+//! (`udpa.annotations.sensitive`), wherever they are nested, and all of a secret.
+
+use isthmus_proto::descriptor_pool;
+use isthmus_proto::prost_reflect::{
+    DynamicMessage, FieldDescriptor, MapKey, ReflectMessage, Value,
+};
+use isthmus_xds_core::type_rules;
+use prost::Message;
+use serde_json::json;
+
+const REDACTED: &str = "[redacted]";
+const SENSITIVE: &str = "udpa.annotations.sensitive";
+const ANY: &str = "google.protobuf.Any";
+
+/// Levels of nesting that are shown. Envoy's deepest configuration has about 30.
+const DEPTH: usize = 100;
+
+/// Renders a resource as proto3 JSON without its secrets. What cannot be rendered is said so.
+pub fn render(type_url: &str, value: &[u8]) -> serde_json::Value {
+    if type_url == type_rules::SECRET {
+        return json!(REDACTED);
+    }
+    let name = type_url.rsplit('/').next().unwrap_or(type_url);
+    let Some(descriptor) = descriptor_pool().get_message_by_name(name) else {
+        return json!({ "unrenderable": format!("no descriptor for {name}") });
+    };
+    let Ok(mut message) = DynamicMessage::decode(descriptor, value) else {
+        return json!({ "unrenderable": format!("not a {name}") });
+    };
+    redact(&mut message, DEPTH);
+    serde_json::to_value(&message)
+        .unwrap_or_else(|_| json!({ "unrenderable": format!("{name} has no JSON form") }))
+}
+
+fn redact(message: &mut DynamicMessage, depth: usize) {
+    if message.descriptor().full_name() == ANY {
+        redact_any(message, depth);
+        return;
+    }
+    let fields: Vec<FieldDescriptor> = message.fields().map(|(field, _)| field).collect();
+    for field in fields {
+        if depth == 0 || is_sensitive(&field) {
+            blank(message.get_field_mut(&field));
+        } else {
+            descend(message.get_field_mut(&field), depth);
+        }
+    }
+}
+
+fn descend(value: &mut Value, depth: usize) {
+    match value {
+        Value::Message(inner) => redact(inner, depth - 1),
+        Value::List(items) => items.iter_mut().for_each(|item| descend(item, depth)),
+        Value::Map(entries) => entries.values_mut().for_each(|item| descend(item, depth)),
+        Value::Bool(_)
+        | Value::I32(_)
+        | Value::I64(_)
+        | Value::U32(_)
+        | Value::U64(_)
+        | Value::F32(_)
+        | Value::F64(_)
+        | Value::String(_)
+        | Value::Bytes(_)
+        | Value::EnumNumber(_) => {}
+    }
+}
+
+fn redact_any(any: &mut DynamicMessage, depth: usize) {
+    let type_url = any.get_field_by_name("type_url");
+    let type_url = type_url
+        .as_deref()
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let name = type_url.rsplit('/').next().unwrap_or_default();
+    let inner = descriptor_pool()
+        .get_message_by_name(name)
+        .and_then(|descriptor| {
+            let value = any.get_field_by_name("value")?;
+            DynamicMessage::decode(descriptor, value.as_bytes()?.clone()).ok()
+        });
+    let bytes = match inner {
+        Some(mut inner) if depth > 0 && type_url != type_rules::SECRET => {
+            redact(&mut inner, depth - 1);
+            inner.encode_to_vec()
+        }
+        // Unknown content may be secret.
+        Some(_) | None => Vec::new(),
+    };
+    any.set_field_by_name("value", Value::Bytes(bytes.into()));
+}
+
+// Puts a marker where a text can stand, and empties the rest.
+fn blank(value: &mut Value) {
+    match value {
+        Value::String(text) => REDACTED.clone_into(text),
+        Value::Bytes(bytes) => *bytes = REDACTED.as_bytes().into(),
+        Value::Message(message) => {
+            let fields: Vec<FieldDescriptor> = message.fields().map(|(field, _)| field).collect();
+            for field in fields {
+                blank(message.get_field_mut(&field));
+            }
+        }
+        Value::List(items) => items.iter_mut().for_each(blank),
+        Value::Map(entries) => {
+            let keys: Vec<MapKey> = entries.keys().cloned().collect();
+            for key in keys {
+                entries.entry(key).and_modify(blank);
+            }
+        }
+        Value::Bool(_)
+        | Value::I32(_)
+        | Value::I64(_)
+        | Value::U32(_)
+        | Value::U64(_)
+        | Value::F32(_)
+        | Value::F64(_)
+        | Value::EnumNumber(_) => {}
+    }
+}
+
+fn is_sensitive(field: &FieldDescriptor) -> bool {
+    let Some(extension) = descriptor_pool().get_extension_by_name(SENSITIVE) else {
+        return true;
+    };
+    let options = field.options();
+    options.get_extension(&extension).as_bool().unwrap_or(true)
+}
