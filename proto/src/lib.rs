@@ -3,22 +3,53 @@
 //! [`pb`] holds the generated Rust types, for code that speaks one message it knows. [`descriptor_pool`]
 //! holds the descriptors, for code that handles any message: configuration in proto3 JSON is read by
 //! descriptor, so no message has to be mapped by hand and nothing falls behind when Envoy gains a field.
+//!
+//! # Where the descriptors come from
+//!
+//! `descriptors.binpb` is a `google.protobuf.FileDescriptorSet` that is generated and committed. It holds
+//! the set that the pinned `envoy-types` was generated from, byte for byte, and then what that lacks, compiled
+//! from `third_party/` (`TypedStruct` and Envoy's contrib extensions). `envoy-types` carries its set
+//! (`src/generated/types.bin`) but does not export it, so the other ways were a build script that asks
+//! `cargo metadata` where the dependency's source lies, or one that compiles 500 `.proto` files. Both make
+//! every build slower, and break where cargo may not be called or sources are laid out in another way (nix,
+//! bazel, distribution packages). A committed file costs 3.4 MB once and needs nothing at build time.
+//! `tests/descriptor_set.rs` holds it to its sources and makes it anew:
+//!
+//! ```text
+//! UPDATE_DESCRIPTORS=1 cargo test -p isthmus-proto --test descriptor_set
+//! ```
+//!
+//! Options are kept as protoc wrote them, so extensions of options can be read:
+//!
+//! ```
+//! use isthmus_proto::descriptor_pool;
+//!
+//! let rules = descriptor_pool().get_extension_by_name("validate.rules").expect("PGV is in the pool");
+//! let cluster = descriptor_pool().get_message_by_name("envoy.config.cluster.v3.Cluster").expect("in the pool");
+//! let name = cluster.get_field_by_name("name").expect("a field");
+//! assert!(name.options().has_extension(&rules));
+//! ```
+
+#![warn(missing_docs)]
 
 use std::sync::LazyLock;
 
 use prost_reflect::DescriptorPool;
 
+/// Envoy's messages and services, by package: `pb::envoy::config::cluster::v3::Cluster`.
 pub use envoy_types::pb;
-pub use prost_reflect;
 
-static DESCRIPTOR_SET: &[u8] = include_bytes!("../descriptors/envoy.binpb");
+static DESCRIPTOR_SET: &[u8] = include_bytes!("../descriptors.binpb");
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     DescriptorPool::decode(DESCRIPTOR_SET)
         .expect("the committed descriptor set is whole: a test decodes it")
 });
 
-/// Returns the descriptors of every message that Envoy can be configured with, made on first use.
+/// Returns the descriptors of every message that Envoy can be configured with, and of the `google.protobuf`
+/// types that they use.
+///
+/// Made on first use, in some tens of milliseconds; free after that.
 pub fn descriptor_pool() -> &'static DescriptorPool {
     &POOL
 }
