@@ -2,11 +2,9 @@
 //! (`udpa.annotations.sensitive`), wherever they are nested, and all of a secret.
 
 use isthmus_proto::descriptor_pool;
-use isthmus_proto::prost_reflect::{
-    DynamicMessage, FieldDescriptor, MapKey, ReflectMessage, Value,
-};
 use isthmus_xds_core::type_rules;
 use prost::Message;
+use prost_reflect::{DynamicMessage, FieldDescriptor, MapKey, ReflectMessage, Value};
 use serde_json::json;
 
 const REDACTED: &str = "[redacted]";
