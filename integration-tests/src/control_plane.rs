@@ -90,7 +90,7 @@ impl ControlPlane {
             name: "isthmus-xds",
             netns: self.plan.netns.as_deref(),
             path: &programs::own("isthmus-xds")?,
-            user: User::Root,
+            user: User::Caller,
         })?;
         wait::until("a ready isthmus-xds", READY_DEADLINE, || {
             process.check_running()?;

@@ -175,6 +175,26 @@ impl RealEnvoy {
         })
     }
 
+    /// How many connections it has open that carry requests of the mesh, on both sides.
+    ///
+    /// # Errors
+    ///
+    /// When Envoy does not answer.
+    pub fn data_connections(&self) -> Result<u64> {
+        let text = self.admin("/stats?filter=_cx_active$")?;
+        let open = text.lines().filter_map(|line| line.rsplit_once(": "));
+        // The stream to the control plane stays, and asking is a connection too.
+        let data = open
+            .filter(|(name, _)| !name.contains(CONTROL_PLANE_CLUSTER) && !name.contains(".admin."));
+        data.map(|(name, value)| {
+            value
+                .trim()
+                .parse::<u64>()
+                .with_context(|| format!("{name} is {value:?}"))
+        })
+        .sum()
+    }
+
     /// Reads the configuration that Envoy runs.
     ///
     /// # Errors

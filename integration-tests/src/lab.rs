@@ -24,8 +24,8 @@ pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 /// A service's address: no interface has it, a sidecar must answer for it.
 pub const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 10);
 
-/// Every namespace of every lab starts with this.
-const NAME_PREFIX: &str = "isthmus-lab-";
+/// Every namespace and pin directory of every lab starts with this.
+pub(crate) const NAME_PREFIX: &str = "isthmus-lab-";
 
 /// Last byte of the first pod's address.
 const FIRST_POD: u8 = 10;

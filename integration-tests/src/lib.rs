@@ -15,12 +15,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod accelerator;
 pub mod control_plane;
 pub mod envoy;
 pub mod http;
 pub mod iptables;
 pub mod lab;
 pub mod load;
+pub mod loopback;
 pub mod mesh;
 pub mod netns;
 pub mod nginx;

@@ -199,6 +199,11 @@ impl Mesh {
         })
     }
 
+    /// The service, for wrk.
+    pub fn url(&self) -> String {
+        format!("http://{SERVICE_ADDRESS}:{SERVICE_PORT}/")
+    }
+
     fn publish_endpoints(&self) -> Result<()> {
         let servers: Result<Vec<Ipv4Addr>> = self
             .applications

@@ -5,6 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -17,17 +18,25 @@ use crate::wait;
 const EXIT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Lines of a program's output that are shown when a test fails.
-const TAIL_LINES: usize = 40;
+const TAIL_LINES: usize = 25;
+
+/// Whether this process has done what it was started for.
+static IS_SUCCESS: AtomicBool = AtomicBool::new(false);
+
+/// Says that all went well: programs that end from here on do not show their logs.
+pub fn declare_success() {
+    IS_SUCCESS.store(true, Ordering::Relaxed);
+}
 
 /// Who a program runs as.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum User {
     /// An application.
     Application,
+    /// Whoever calls.
+    Caller,
     /// A sidecar, with Istio's user and group.
     Proxy,
-    /// The caller, which is root.
-    Root,
 }
 
 impl User {
@@ -35,8 +44,8 @@ impl User {
     pub fn ids(self) -> Option<u32> {
         match self {
             Self::Application => Some(1000),
+            Self::Caller => None,
             Self::Proxy => Some(1337),
-            Self::Root => None,
         }
     }
 }
@@ -58,7 +67,8 @@ pub struct Program<'a> {
     pub user: User,
 }
 
-/// A running program. Dropping it ends it; a panic of the test shows the end of its log.
+/// A running program. Dropping it ends it and shows the end of its log, which libtest lets through
+/// if the test failed.
 ///
 /// The kernel kills it as well when the *thread* that started it ends, so that nothing outlives a test that is killed.
 #[derive(Debug)]
@@ -203,7 +213,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        // libtest shows what a test printed only if it failed.
+        if !IS_SUCCESS.load(Ordering::Relaxed) {
             eprintln!(
                 "--- end of the log of {} ---\n{}\n---",
                 self.name,

@@ -3,7 +3,7 @@
 //! Every sidecar gets both listeners: `virtualOutbound` takes what its application sends and routes it to a cluster of
 //! endpoints, `virtualInbound` takes what arrives and hands it to the application at the original destination.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde_json::{Value, json};
 
@@ -22,6 +22,9 @@ pub const SERVICE_CLUSTER: &str = "outbound|8080||server.default.svc.cluster.loc
 
 /// The route configuration of outbound HTTP.
 pub const OUTBOUND_ROUTES: &str = "80";
+
+/// The route configuration of an Envoy that answers by itself.
+pub const EDGE_ROUTES: &str = "edge";
 
 /// Address that an inbound sidecar dials its application from, so that no rule captures that again.
 const INBOUND_SOURCE: &str = "127.0.0.6";
@@ -54,6 +57,33 @@ pub fn route_document(revision: &str) -> Value {
                 "name": "server.default.svc.cluster.local:80",
                 "domains": ["*"],
                 "routes": [{"name": "default", "match": {"prefix": "/"}, "route": {"cluster": SERVICE_CLUSTER}}],
+            }],
+            "responseHeadersToAdd": [{"header": {"key": REVISION_HEADER, "value": revision}}],
+        })],
+    )
+}
+
+/// A listener of an Envoy that answers by itself.
+pub fn edge_document(protocol: Protocol, address: SocketAddrV4) -> Value {
+    let routes = json!({"configSource": protocol.config_source(), "routeConfigName": EDGE_ROUTES});
+    let mut edge = listener("edge", address.port(), "UNSPECIFIED", &("rds", routes));
+    edge["address"]["socketAddress"]["address"] = json!(address.ip().to_string());
+    edge["listenerFilters"] = json!([]);
+    document("edge", &[edge])
+}
+
+/// The route of that listener; answers carry `revision`.
+pub fn edge_route_document(revision: &str) -> Value {
+    let answer = json!({"status": 200, "body": {"inlineString": "edge\n"}});
+    document(
+        "routes",
+        &[json!({
+            "@type": type_url("envoy.config.route.v3.RouteConfiguration"),
+            "name": EDGE_ROUTES,
+            "virtualHosts": [{
+                "name": "edge",
+                "domains": ["*"],
+                "routes": [{"name": "default", "match": {"prefix": "/"}, "directResponse": answer}],
             }],
             "responseHeadersToAdd": [{"header": {"key": REVISION_HEADER, "value": revision}}],
         })],

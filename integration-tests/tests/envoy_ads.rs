@@ -238,7 +238,7 @@ fn expect_names(dump: &Value, section: &str, names: &[&str]) -> Result<()> {
     let is_it = |config: &&Value| {
         config["@type"]
             .as_str()
-            .is_some_and(|name| name.ends_with(section))
+            .is_some_and(|name| name.ends_with(&format!(".{section}")))
     };
     let found = sections
         .iter()

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::accelerator::{BPF_DIR, remove_pins};
 use crate::netns::{self, NETNS_DIR};
 
 /// Held by the process that has a lab; the kernel lets go of it when that process ends, however it ends.
@@ -17,7 +18,7 @@ pub(super) struct Exclusive {
 }
 
 impl Exclusive {
-    /// Waits for its turn, then removes every namespace whose name starts with `prefix`: its owner is dead.
+    /// Waits for its turn, then removes every namespace and pin whose name starts with `prefix`: its owner is dead.
     pub(super) fn acquire(prefix: &str) -> Result<Self> {
         let lock = File::create(LOCK_FILE).with_context(|| {
             format!(
@@ -31,12 +32,15 @@ impl Exclusive {
                 format!("the leftover {name} of a killed lab could not be removed")
             })?;
         }
+        for name in leftovers(Path::new(BPF_DIR), prefix) {
+            remove_pins(&Path::new(BPF_DIR).join(name));
+        }
         Ok(Self { _lock: lock })
     }
 }
 
 fn leftovers(dir: &Path, prefix: &str) -> Vec<String> {
-    // No directory: this machine never had a namespace.
+    // No directory: this machine never had one.
     let entries = fs::read_dir(dir)
         .into_iter()
         .flatten()

@@ -129,7 +129,8 @@ fn docs(workspace: &Workspace) -> anyhow::Result<Counts> {
 
 fn cargo_test<'a>(workspace: &Workspace, selection: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = workspace.cargo(["test", "--quiet", "--workspace", "--no-fail-fast"]);
-    command.args(selection);
+    // An error of a test is a chain of reasons; where each was made is noise. Panics keep their backtrace.
+    command.args(selection).env("RUST_LIB_BACKTRACE", "0");
     command
 }
 

@@ -1,0 +1,285 @@
+//! A running `isthmus-accelerator`, isolated from any other by a pin directory of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::lab::{NAME_PREFIX, Pod};
+use crate::process::{Process, Program, User};
+use crate::{programs, shell, wait};
+
+/// Where the kernel's BPF filesystem is mounted.
+pub const BPF_DIR: &str = "/sys/fs/bpf";
+
+/// How long the agent may take to load its programs and apply its file.
+const READY_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A running agent and what it has in the kernel. Dropping it detaches everything.
+#[derive(Debug)]
+pub struct Accelerator {
+    config: PathBuf,
+    dir: PathBuf,
+    pin_dir: PathBuf,
+    process: Option<Process>,
+}
+
+/// What `status -o json` says.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// One row for each hop of each pod that has carried something.
+    pub hops: Vec<HopRow>,
+    /// The pods that are loaded.
+    pub pods: Vec<PodRow>,
+}
+
+/// A hop of a pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct HopRow {
+    /// Payload bytes that went past TCP and IP.
+    pub bytes_redirected: u64,
+    /// Payload bytes in all.
+    pub bytes_total: u64,
+    /// Connections.
+    pub connections: u64,
+    /// Name of the hop.
+    pub hop: String,
+    /// Write calls.
+    pub messages: u64,
+    /// Messages that TCP carried, by reason.
+    pub passes: BTreeMap<String, u64>,
+}
+
+/// A pod.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PodRow {
+    /// Its name in the file.
+    pub name: Option<String>,
+}
+
+impl Status {
+    /// The sum over pods of every hop.
+    pub fn by_hop(&self) -> BTreeMap<String, HopBytes> {
+        let mut sums: BTreeMap<String, HopBytes> = BTreeMap::new();
+        for row in &self.hops {
+            let sum = sums.entry(row.hop.clone()).or_default();
+            sum.redirected += row.bytes_redirected;
+            sum.total += row.bytes_total;
+        }
+        sums
+    }
+}
+
+/// Payload bytes of a hop.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct HopBytes {
+    /// Past TCP and IP.
+    pub redirected: u64,
+    /// In all.
+    pub total: u64,
+}
+
+impl HopBytes {
+    /// Which part went past TCP and IP, from 0 to 1; `None` if nothing was sent.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a share needs no more than 52 bits"
+    )]
+    pub fn share(self) -> Option<f64> {
+        (self.total > 0).then(|| self.redirected as f64 / self.total as f64)
+    }
+
+    /// What was added since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            redirected: self.redirected.saturating_sub(earlier.redirected),
+            total: self.total.saturating_sub(earlier.total),
+        }
+    }
+}
+
+impl Accelerator {
+    /// Prepares an agent whose files and log are in `dir`; [`Self::start`] starts it.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be written.
+    pub fn prepare(dir: &Path) -> Result<Self> {
+        let name = dir
+            .file_name()
+            .context("a lab's directory has a name")?
+            .to_string_lossy()
+            .into_owned();
+        // The lab's prefix lets the next lab find it, should this one be killed.
+        let name = if name.starts_with(NAME_PREFIX) {
+            name
+        } else {
+            format!("{NAME_PREFIX}{name}")
+        };
+        let accelerator = Self {
+            config: dir.join("node.yaml"),
+            dir: dir.to_owned(),
+            pin_dir: Path::new(BPF_DIR).join(name.replace('.', "-")),
+            process: None,
+        };
+        accelerator.write_pods(&[])?;
+        Ok(accelerator)
+    }
+
+    /// Writes the agent's file, so that it is there whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn write_pods(&self, pods: &[&Pod]) -> Result<()> {
+        let render = |pod: &&Pod| {
+            json!({
+                "name": format!("default/{}", pod.name),
+                "netns": pod.netns.path(),
+                "proxyUID": User::Proxy.ids(),
+                "proxyGID": User::Proxy.ids(),
+                "annotations": {},
+            })
+        };
+        let pods: Vec<_> = pods.iter().map(render).collect();
+        let document =
+            json!({"apiVersion": "isthmus.io/v1alpha1", "kind": "NodeConfig", "pods": pods});
+        let draft = self.dir.join("node.yaml.draft");
+        fs::write(&draft, serde_json::to_vec_pretty(&document)?)?;
+        fs::rename(&draft, &self.config)
+            .with_context(|| format!("{} could not be written", self.config.display()))
+    }
+
+    /// Starts the agent and waits until `pods` pods are loaded.
+    ///
+    /// # Errors
+    ///
+    /// When it ends, or is not ready in time.
+    pub fn start(&mut self, pods: usize) -> Result<()> {
+        let mut process = Process::start(&Program {
+            args: vec![
+                "run".into(),
+                "--config".into(),
+                self.config.clone().into(),
+                "--pin-dir".into(),
+                self.pin_dir.clone().into(),
+            ],
+            log_dir: &self.dir,
+            name: "isthmus-accelerator",
+            netns: None,
+            path: &programs::own("isthmus-accelerator")?,
+            user: User::Caller,
+        })?;
+        let ready = self.wait_pods(pods, || process.check_running());
+        self.process = Some(process);
+        ready
+    }
+
+    /// Waits until exactly `pods` pods are loaded.
+    ///
+    /// # Errors
+    ///
+    /// When that does not happen in time.
+    pub fn wait_loaded(&self, pods: usize) -> Result<()> {
+        self.wait_pods(pods, || Ok(()))
+    }
+
+    /// Asks the kernel, through the agent's program; works while no agent runs.
+    ///
+    /// # Errors
+    ///
+    /// When nothing is loaded.
+    pub fn status(&self) -> Result<Status> {
+        let text = shell::capture(self.command("status")?.args(["--output", "json"]))?;
+        serde_json::from_str(&text).with_context(|| format!("status printed {text}"))
+    }
+
+    /// Ends the agent at once; what it loaded stays.
+    ///
+    /// # Errors
+    ///
+    /// When it is not running or does not end.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.process
+            .take()
+            .context("the agent is not running")?
+            .kill()
+    }
+
+    /// Asks the agent to end; what it loaded stays.
+    ///
+    /// # Errors
+    ///
+    /// When it is not running or does not end.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.process
+            .take()
+            .context("the agent is not running")?
+            .terminate()
+    }
+
+    /// Ends the agent and removes everything from the kernel.
+    ///
+    /// # Errors
+    ///
+    /// When something stays behind.
+    pub fn detach(&mut self) -> Result<()> {
+        if self.process.is_some() {
+            self.terminate()?;
+        }
+        shell::capture(&mut self.command("detach")?)?;
+        ensure!(
+            !self.pin_dir.exists(),
+            "{} is still there",
+            self.pin_dir.display()
+        );
+        Ok(())
+    }
+
+    /// Where its maps and links are pinned.
+    pub fn pin_dir(&self) -> &Path {
+        &self.pin_dir
+    }
+
+    fn wait_pods(&self, pods: usize, mut check: impl FnMut() -> Result<()>) -> Result<()> {
+        wait::until(&format!("{pods} loaded pods"), READY_DEADLINE, || {
+            check()?;
+            let found = self.status()?.pods.len();
+            ensure!(found == pods, "{found} are loaded");
+            Ok(())
+        })
+    }
+
+    fn command(&self, verb: &str) -> Result<Command> {
+        let mut command = Command::new(programs::own("isthmus-accelerator")?);
+        command.arg(verb).arg("--pin-dir").arg(&self.pin_dir);
+        Ok(command)
+    }
+}
+
+impl Drop for Accelerator {
+    fn drop(&mut self) {
+        if self.pin_dir.exists()
+            && let Err(error) = self.detach()
+        {
+            eprintln!("the accelerator does not detach: {error:#}");
+            remove_pins(&self.pin_dir);
+        }
+    }
+}
+
+/// Removes a directory of pins by force, which detaches what is pinned there.
+pub fn remove_pins(dir: &Path) {
+    if let Err(error) = fs::remove_dir_all(dir)
+        && dir.exists()
+    {
+        eprintln!("{} is left behind: {error}", dir.display());
+    }
+}
