@@ -1,7 +1,8 @@
 //! A running `isthmus-accelerator`, isolated from any other by a pin directory of its own.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -241,6 +242,43 @@ impl Accelerator {
             self.pin_dir.display()
         );
         Ok(())
+    }
+
+    /// Runs the agent as a user without rights, to its end.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn run_without_rights() -> Result<(ExitStatus, String)> {
+        // A copy: that user may not be allowed into the directory where the program was built.
+        let dir = tempfile::tempdir().context("no directory for a file")?;
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755))?;
+        let program = dir.path().join("isthmus-accelerator");
+        fs::copy(programs::own("isthmus-accelerator")?, &program)?;
+        let config = dir.path().join("node.yaml");
+        fs::write(
+            &config,
+            "apiVersion: isthmus.io/v1alpha1\nkind: NodeConfig\npods: []\n",
+        )?;
+
+        let id = User::Application
+            .ids()
+            .context("an application has a user of its own")?;
+        let output = Command::new("setpriv")
+            .args([
+                format!("--reuid={id}"),
+                format!("--regid={id}"),
+                "--clear-groups".to_owned(),
+            ])
+            .arg(&program)
+            .args(["run", "--config"])
+            .arg(&config)
+            .output()
+            .context("setpriv could not be started")?;
+        Ok((
+            output.status,
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ))
     }
 
     /// Where its maps and links are pinned.

@@ -31,6 +31,9 @@ pub const FIRST_REVISION: &str = "r1";
 /// How long a change may take from the file to an answer.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long idle connections between the sidecars may take to be closed.
+const IDLE_DEADLINE: Duration = Duration::from_secs(15);
+
 /// A running mesh. Dropping it ends and removes everything.
 #[derive(Debug)]
 pub struct Mesh {
@@ -197,6 +200,26 @@ impl Mesh {
             netns: Some(self.pod(CLIENT)?.netns.path()),
             target: SocketAddrV4::new(SERVICE_ADDRESS, SERVICE_PORT),
         })
+    }
+
+    /// Waits until the sidecars hold no connection, so that the next request makes new ones everywhere.
+    ///
+    /// # Errors
+    ///
+    /// When somebody keeps one open.
+    pub fn wait_idle(&self) -> Result<()> {
+        for (pod, sidecar) in &self.sidecars {
+            wait::until(
+                &format!("idle connections of {pod} to be closed"),
+                IDLE_DEADLINE,
+                || {
+                    let open = sidecar.data_connections()?;
+                    ensure!(open == 0, "{open} are open");
+                    Ok(())
+                },
+            )?;
+        }
+        Ok(())
     }
 
     /// The service, for wrk.

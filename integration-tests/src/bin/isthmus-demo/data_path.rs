@@ -3,14 +3,13 @@
 //! The paths take turns, so that a noisy machine disturbs both alike, and medians are shown.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use isthmus_integration_tests::accelerator::{Accelerator, HopBytes};
 use isthmus_integration_tests::envoy::Protocol;
 use isthmus_integration_tests::mesh::{CLIENT, Mesh, SERVER};
+use isthmus_integration_tests::process;
 use isthmus_integration_tests::wrk::{self, WrkPlan, WrkReport};
-use isthmus_integration_tests::{process, wait};
 
 use crate::progress::Progress;
 use crate::{report, route_change};
@@ -20,9 +19,6 @@ pub(crate) const CONNECTIONS: [u32; 2] = [1, 16];
 
 /// Connections of the load under which a route changes.
 const CHANGE_CONNECTIONS: usize = 16;
-
-/// How long idle connections between the sidecars may take to be closed.
-const IDLE_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How often and how long to measure.
 #[derive(Debug)]
@@ -81,13 +77,13 @@ pub(crate) fn run(plan: &Plan, progress: &Progress) -> Result<()> {
             if accelerator.pin_dir().exists() {
                 accelerator.detach()?;
             }
-            wait_idle(&mesh)
+            mesh.wait_idle()
         })?;
         measure(plan, Path::Iptables, &mesh, &mut measurements, progress)?;
 
         progress.step(&format!("round {round}: attaching the accelerator"), || {
             accelerator.write_pods(&[mesh.pod(CLIENT)?, mesh.pod(SERVER)?])?;
-            wait_idle(&mesh)?;
+            mesh.wait_idle()?;
             accelerator.start(2)
         })?;
         let before = accelerator.status()?.by_hop();
@@ -145,23 +141,6 @@ fn measure(
             .entry((connections, path))
             .or_default()
             .push(report);
-    }
-    Ok(())
-}
-
-/// Waits until the sidecars hold no connection, so that the next request makes one on the path that is in force.
-fn wait_idle(mesh: &Mesh) -> Result<()> {
-    for pod in [CLIENT, SERVER] {
-        let sidecar = mesh.sidecar(pod)?;
-        wait::until(
-            &format!("idle connections of {pod} to be closed"),
-            IDLE_DEADLINE,
-            || {
-                let open = sidecar.data_connections()?;
-                ensure!(open == 0, "{open} are open");
-                Ok(())
-            },
-        )?;
     }
     Ok(())
 }
