@@ -1,6 +1,7 @@
 //! A running `isthmus-accelerator`, isolated from any other by a pin directory of its own.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -164,14 +165,10 @@ impl Accelerator {
     ///
     /// When it ends, or is not ready in time.
     pub fn start(&mut self, pods: usize) -> Result<()> {
+        let mut args = vec!["run".into(), "--config".into(), self.config.clone().into()];
+        args.extend(self.places());
         let mut process = Process::start(&Program {
-            args: vec![
-                "run".into(),
-                "--config".into(),
-                self.config.clone().into(),
-                "--pin-dir".into(),
-                self.pin_dir.clone().into(),
-            ],
+            args,
             log_dir: &self.dir,
             name: "isthmus-accelerator",
             netns: None,
@@ -297,8 +294,18 @@ impl Accelerator {
 
     fn command(&self, verb: &str) -> Result<Command> {
         let mut command = Command::new(programs::own("isthmus-accelerator")?);
-        command.arg(verb).arg("--pin-dir").arg(&self.pin_dir);
+        command.arg(verb).args(self.places());
         Ok(command)
+    }
+
+    fn places(&self) -> [OsString; 4] {
+        let runtime_dir = self.dir.join("run");
+        [
+            "--pin-dir".into(),
+            self.pin_dir.clone().into(),
+            "--runtime-dir".into(),
+            runtime_dir.into(),
+        ]
     }
 }
 
