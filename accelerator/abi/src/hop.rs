@@ -57,6 +57,21 @@ impl Hop {
         }
     }
 
+    /// Returns the hop of what the other end of the same connection sends.
+    #[must_use]
+    #[inline]
+    pub const fn reverse(self) -> Self {
+        match self {
+            Self::APP_TO_PROXY => Self::PROXY_TO_APP_RETURN,
+            Self::PROXY_TO_APP_RETURN => Self::APP_TO_PROXY,
+            Self::PROXY_TO_PROXY_REQUEST => Self::PROXY_TO_PROXY_RESPONSE,
+            Self::PROXY_TO_PROXY_RESPONSE => Self::PROXY_TO_PROXY_REQUEST,
+            Self::PROXY_TO_APP => Self::APP_TO_PROXY_RETURN,
+            Self::APP_TO_PROXY_RETURN => Self::PROXY_TO_APP,
+            other => other,
+        }
+    }
+
     /// Tells whether a proxy reads what is sent on this hop, so that it may skip TCP.
     #[must_use]
     #[inline]

@@ -35,8 +35,8 @@ pub use decision::{
 };
 pub use hop::{Counter, Hop, HopKey, HopStats, PassReason};
 pub use limits::{
-    MAX_CIDR_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS, MAX_PARKED_MESSAGES, MAX_POD_ADDRS, MAX_PODS,
-    MAX_PORT_RULES, MAX_SOCKETS,
+    HANDSHAKE_MAX_AGE_SECONDS, MAX_CIDR_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS, MAX_PARKED_MESSAGES,
+    MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS,
 };
 pub use names::{ABI_VERSION, global, map, program};
 pub use pod::{PodConfig, PodFlags};

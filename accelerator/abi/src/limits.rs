@@ -27,3 +27,7 @@ pub const MAX_HOP_ROWS: u32 = 8_192;
 /// Each costs about 1 KiB of kernel memory that `SO_RCVBUF` does not see (measured, Linux 6.18), so
 /// the bound is 1 MiB per direction.
 pub const MAX_PARKED_MESSAGES: u32 = 1_024;
+
+/// Age in seconds from which a handshake is given up: Linux retries a SYN for 127 s
+/// (`net.ipv4.tcp_syn_retries` 6), so that an older entry has no SYN behind it.
+pub const HANDSHAKE_MAX_AGE_SECONDS: u64 = 180;

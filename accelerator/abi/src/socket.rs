@@ -59,6 +59,9 @@ pub struct OriginalDst {
 pub struct Handshake {
     /// Destination that the application asked for.
     pub original: OriginalDst,
+    /// `CLOCK_MONOTONIC` of the connect call, in nanoseconds: what is much older than a handshake can
+    /// last belongs to a connect that failed before it sent anything.
+    pub started_ns: u64,
 }
 
 /// Value of `ORIG_DST_BY_TUPLE`: what the accepting end will want to know.
@@ -73,8 +76,8 @@ pub struct TupleEntry {
     pub client_netns: u64,
     /// Hop of what the *accepting* end sends.
     pub accepted_hop: Hop,
-    /// Flags that the accepting socket gets.
-    pub accepted_flags: SocketFlags,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 /// Bits of [`SocketState::flags`].
@@ -89,12 +92,8 @@ impl SocketFlags {
     pub const SLOW: Self = Self(1);
     /// [`SocketState::original`] answers `SO_ORIGINAL_DST` on this socket.
     pub const HAS_ORIGINAL_DST: Self = Self(1 << 1);
-    /// What this socket sends is read by a proxy.
-    pub const READER_IS_PROXY: Self = Self(1 << 2);
-    /// What the other end sends is read by a proxy, which is the owner of this socket.
-    pub const OWNER_IS_PROXY: Self = Self(1 << 3);
-    /// [`SocketState::peer`] and [`SocketState::own_sk`] are filled in.
-    pub const IS_PAIRED: Self = Self(1 << 4);
+    /// This end has connected, so that `HANDSHAKES` and `ORIG_DST_BY_TUPLE` may hold entries of it.
+    pub const HAS_CONNECTED: Self = Self(1 << 2);
 
     /// Tells whether every bit of `other` is set.
     #[must_use]
@@ -117,12 +116,10 @@ impl SocketFlags {
 pub struct SocketState {
     /// Answer to `SO_ORIGINAL_DST` (accepting end), or what was asked for (connecting end).
     pub original: OriginalDst,
-    /// Key of the other end.
+    /// Key of the other end. Until the socket has a tuple, only its namespace is filled in.
     pub peer: SockKey,
     /// Namespace of this socket.
     pub netns_cookie: u64,
-    /// Namespace of the other end.
-    pub peer_netns: u64,
     /// Address of this `struct sock`. Only ever read with `bpf_probe_read_kernel`.
     pub own_sk: u64,
     /// Address of the other end's `struct sock`, 0 until known. Only ever read with
@@ -138,6 +135,32 @@ pub struct SocketState {
     pub parked_messages: u32,
     /// Always zero.
     pub reserved: u32,
+}
+
+impl SocketState {
+    /// Returns the state of a socket that has sent nothing yet and is not in the sockmap.
+    #[must_use]
+    #[inline]
+    pub const fn new(
+        original: OriginalDst,
+        peer: SockKey,
+        netns_cookie: u64,
+        hop: Hop,
+        flags: SocketFlags,
+    ) -> Self {
+        Self {
+            original,
+            peer,
+            netns_cookie,
+            own_sk: 0,
+            peer_sk: 0,
+            peer_cookie: 0,
+            hop,
+            flags,
+            parked_messages: 0,
+            reserved: 0,
+        }
+    }
 }
 
 /// Bits of [`End::flags`].
@@ -201,5 +224,5 @@ const _: () = assert!(size_of::<SockKey>() == 48);
 const _: () = assert!(align_of::<SockKey>() == 8);
 const _: () = assert!(size_of::<OriginalDst>() == 24);
 const _: () = assert!(size_of::<TupleEntry>() == 48);
-const _: () = assert!(size_of::<SocketState>() == 128);
+const _: () = assert!(size_of::<SocketState>() == 120);
 const _: () = assert!(size_of::<End>() == 24);

@@ -1,1 +1,19 @@
-//! The kernel behind a trait: loading, pinning, probing.
+//! The kernel behind a trait: loading, pinning, adopting, detaching, probing.
+//!
+//! ```text
+//!  agent ──▶ trait Datapath ──┬── linux::LinuxDatapath   programs, links and maps pinned in bpffs
+//!                             └── fake::FakeDatapath     the same maps as values, for tests
+//!  probe() ──▶ what this machine offers, and what to do about what it lacks
+//! ```
+//!
+//! Invariant: nothing here decides what should be loaded; it applies operations and reads back. It is
+//! the only crate that talks to bpf(2).
+
+#![warn(missing_docs)]
+
+pub mod fake;
+mod netns;
+mod rows;
+
+pub use self::netns::netns_cookie;
+pub use self::rows::{CounterRow, Datapath, DatapathError, HopRow, MapUsage, PairRow, ProgramRow};

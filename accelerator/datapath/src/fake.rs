@@ -1,0 +1,125 @@
+//! The datapath as values in memory, for tests of everything above it.
+
+use std::collections::BTreeMap;
+
+use isthmus_accel_abi::{
+    Counter, HopKey, HopStats, MAX_CIDR_RULES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, map,
+    program,
+};
+use isthmus_accel_core::{MapOp, State};
+
+use crate::{CounterRow, Datapath, DatapathError, HopRow, MapUsage, PairRow, ProgramRow};
+
+/// A datapath that only remembers. It has the bounds of the real maps.
+#[derive(Clone, Debug, Default)]
+pub struct FakeDatapath {
+    /// What is loaded.
+    pub state: State,
+    /// Operations in the order in which they were applied.
+    pub applied: Vec<MapOp>,
+    /// What [`Datapath::hop_stats`] returns.
+    pub hops: BTreeMap<HopKey, HopStats>,
+    /// What [`Datapath::pairs`] returns.
+    pub pairs: Vec<PairRow>,
+    /// The next operation fails as if its map was full, once.
+    pub is_next_op_refused: bool,
+}
+
+impl FakeDatapath {
+    fn sizes(state: &State) -> [(&'static str, usize, u32); 4] {
+        [
+            (map::PODS, state.pods.len(), MAX_PODS),
+            (map::POD_ADDRS, state.addrs.len(), MAX_POD_ADDRS),
+            (map::PORT_RULES, state.ports.len(), MAX_PORT_RULES),
+            (map::CIDR_RULES, state.cidrs.len(), MAX_CIDR_RULES),
+        ]
+    }
+}
+
+impl Datapath for FakeDatapath {
+    fn loaded(&self) -> Result<State, DatapathError> {
+        Ok(self.state.clone())
+    }
+
+    fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError> {
+        let mut next = self.state.clone();
+        next.apply(op);
+        let is_refused = std::mem::take(&mut self.is_next_op_refused);
+        let full = Self::sizes(&next)
+            .into_iter()
+            .find(|(_, entries, max)| is_refused || *entries > *max as usize);
+        if let Some((map, _, max_entries)) = full {
+            return Err(DatapathError::MapFull { map, max_entries });
+        }
+
+        self.state = next;
+        self.applied.push(*op);
+        Ok(())
+    }
+
+    fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError> {
+        let row = |(key, stats): (&HopKey, &HopStats)| HopRow {
+            key: *key,
+            stats: *stats,
+        };
+        Ok(self.hops.iter().map(row).collect())
+    }
+
+    fn counters(&self) -> Result<Vec<CounterRow>, DatapathError> {
+        let row = |counter| CounterRow { counter, count: 0 };
+        Ok(Counter::ALL.map(row).into())
+    }
+
+    fn programs(&self) -> Result<Vec<ProgramRow>, DatapathError> {
+        let row = |name| ProgramRow {
+            name,
+            hook: "fake",
+            id: Some(1),
+            is_attached: true,
+        };
+        Ok(program::ALL.map(row).into())
+    }
+
+    fn pairs(&self, limit: usize) -> Result<Vec<PairRow>, DatapathError> {
+        Ok(self.pairs.iter().take(limit).copied().collect())
+    }
+
+    fn map_usage(&self) -> Result<Vec<MapUsage>, DatapathError> {
+        let usage = |(name, entries, max_entries)| MapUsage {
+            name,
+            entries: u32::try_from(entries).unwrap_or(u32::MAX),
+            max_entries,
+        };
+        Ok(Self::sizes(&self.state).map(usage).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_accel_abi::PodConfig;
+
+    use super::*;
+
+    #[test]
+    fn it_holds_what_was_applied_and_no_more_than_fits() {
+        let mut datapath = FakeDatapath::default();
+        let put = |netns_cookie| MapOp::PutPod {
+            netns_cookie,
+            config: PodConfig::istio_default(),
+        };
+        for netns_cookie in 0..u64::from(MAX_PODS) {
+            datapath.apply(&put(netns_cookie)).expect("there is room");
+        }
+        let error = datapath
+            .apply(&put(u64::from(MAX_PODS)))
+            .expect_err("there is none left");
+        assert!(
+            matches!(error, DatapathError::MapFull { map: map::PODS, .. }),
+            "{error}"
+        );
+        assert_eq!(
+            datapath.loaded().expect("a fake can be read").pods.len(),
+            MAX_PODS as usize
+        );
+    }
+}

@@ -1,0 +1,205 @@
+//! The trait, what it returns, and how it fails.
+
+use std::{fmt, io, path::PathBuf};
+
+use isthmus_accel_abi::{Counter, HopKey, HopStats, SockKey};
+use isthmus_accel_core::{MapOp, State};
+
+/// Something that captures traffic as its [`State`] says: the kernel, or a fake.
+pub trait Datapath: fmt::Debug {
+    /// Reads back what is loaded. Costs one pass over the four rule maps.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if a map cannot be read.
+    fn loaded(&self) -> Result<State, DatapathError>;
+
+    /// Applies one operation. Applying it twice is the same as once; removing what is absent is fine.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::MapFull`] if there is no room, [`DatapathError::Map`] otherwise.
+    fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError>;
+
+    /// Returns the counters of every hop that has carried something, summed over CPUs, by key.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if the map cannot be read.
+    fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError>;
+
+    /// Returns the counters of the whole node, in the order of [`Counter::ALL`].
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if the map cannot be read.
+    fn counters(&self) -> Result<Vec<CounterRow>, DatapathError>;
+
+    /// Returns the programs, loaded or not.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Kernel`] if the kernel refuses to tell.
+    fn programs(&self) -> Result<Vec<ProgramRow>, DatapathError>;
+
+    /// Returns the sockets that are in the sockmap, at most `limit` of them.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if the map cannot be read.
+    fn pairs(&self, limit: usize) -> Result<Vec<PairRow>, DatapathError>;
+
+    /// Returns how full each bounded map is. Costs one pass over the keys of each.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if a map cannot be read.
+    fn map_usage(&self) -> Result<Vec<MapUsage>, DatapathError>;
+}
+
+/// Counters of one hop of one sending pod.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct HopRow {
+    /// Which hop, of which namespace.
+    pub key: HopKey,
+    /// The counts.
+    pub stats: HopStats,
+}
+
+/// One counter of the node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct CounterRow {
+    /// Which event.
+    pub counter: Counter,
+    /// How often it happened since the maps were made.
+    pub count: u64,
+}
+
+/// One program.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ProgramRow {
+    /// Its name in the object, see [`isthmus_accel_abi::program`].
+    pub name: &'static str,
+    /// Where it is attached, in the kernel's words.
+    pub hook: &'static str,
+    /// The kernel's id, `None` if it is not loaded.
+    pub id: Option<u32>,
+    /// Tells whether it is attached, so that it runs without the agent too.
+    pub is_attached: bool,
+}
+
+/// One socket in the sockmap.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PairRow {
+    /// This end.
+    pub key: SockKey,
+    /// Hop of what this end sends.
+    pub hop: isthmus_accel_abi::Hop,
+    /// Socket cookie of this end.
+    pub cookie: u64,
+}
+
+/// How full one map is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct MapUsage {
+    /// Its name, see [`isthmus_accel_abi::map`].
+    pub name: &'static str,
+    /// Entries in it.
+    pub entries: u32,
+    /// Entries that fit.
+    pub max_entries: u32,
+}
+
+/// Why the datapath could not do what it was asked to. Audience: the operator.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DatapathError {
+    /// The committed object is damaged, or not the one this agent was built with.
+    #[error("the built-in BPF object cannot be used: {detail}; rebuild it with `cargo xtask ebpf`")]
+    Object {
+        /// What is wrong with it.
+        detail: String,
+    },
+
+    /// The kernel refused a program, most often because a feature is missing.
+    #[error(
+        "the kernel refused program {program}; `isthmus-accelerator probe` names what is missing"
+    )]
+    Program {
+        /// Which one.
+        program: &'static str,
+        /// The verifier's or the loader's words.
+        #[source]
+        source: Box<aya::programs::ProgramError>,
+    },
+
+    /// The maps could not be made or found.
+    #[error("the BPF maps cannot be created; is this root, with CAP_BPF and CAP_NET_ADMIN?")]
+    Load {
+        /// The loader's words.
+        #[source]
+        source: Box<aya::EbpfError>,
+    },
+
+    /// One call on one map failed.
+    #[error("map {map} cannot be {action}")]
+    Map {
+        /// Which map.
+        map: &'static str,
+        /// What was tried: "read", "written", "opened".
+        action: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+
+    /// A rule map is full.
+    #[error("map {map} is full at {max_entries} entries; fewer pods or rules fit on this node")]
+    MapFull {
+        /// Which map.
+        map: &'static str,
+        /// Its bound.
+        max_entries: u32,
+    },
+
+    /// Another call to the kernel failed.
+    #[error("{action} failed")]
+    Kernel {
+        /// What was tried, with the object.
+        action: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+
+    /// The pin directory belongs to an agent with other layouts.
+    #[error(
+        "{path} holds maps of layout version {found}, this agent needs {expected}; run `isthmus-accelerator detach` first"
+    )]
+    OtherAbi {
+        /// The pin directory.
+        path: PathBuf,
+        /// Version that the pinned maps were made with.
+        found: u32,
+        /// Version of this agent.
+        expected: u32,
+    },
+
+    /// Nothing is loaded under this directory.
+    #[error("nothing is loaded under {path}; start it with `isthmus-accelerator run`")]
+    NotLoaded {
+        /// The pin directory.
+        path: PathBuf,
+    },
+
+    /// The machine lacks something without which nothing works.
+    #[error("{feature} is missing: {detail}; {remedy}")]
+    Missing {
+        /// What.
+        feature: &'static str,
+        /// What was found instead.
+        detail: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+}
