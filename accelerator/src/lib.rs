@@ -1,1 +1,25 @@
 //! The node agent: pods in, BPF state out.
+//!
+//! ```text
+//!  FILE ─▶ config_file ─▶ NodeConfig ─┐                 ┌─▶ accel-core: plan(), diff()
+//!                                     ├─▶ agent (pure) ─┤
+//!  netns files ─▶ resolve ─▶ Lookups ─┘                 └─▶ accel-datapath: loaded(), apply()
+//!       ▲
+//!  watch, signals, clock: run          status, detach, probe: no agent needed
+//! ```
+//!
+//! Invariant: the agent is never on the way of traffic. Whatever fails here leaves connections where
+//! they are, at worst on iptables; a dead agent leaves everything loaded.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod agent;
+pub mod cli;
+pub mod config_file;
+pub mod error;
+pub mod resolve;
+pub mod run;
+pub mod runtime_dir;
+pub mod status;
+pub mod watch;

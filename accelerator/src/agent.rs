@@ -1,0 +1,293 @@
+//! The agent as a state machine: what it was told, what the kernel holds, and one step from the one
+//! to the other. No clock, no file, no log: whoever drives it does those.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+};
+
+use isthmus_accel_core::{Plan, ResolvedPod, diff, plan};
+use isthmus_accel_datapath::{Datapath, DatapathError};
+use isthmus_api::node_config::{Capture, NodeConfig, Pod, PodName};
+
+use crate::resolve::{Lookups, Namespace};
+
+/// Keeps the datapath as the configuration and the network namespaces say.
+///
+/// Feed it with [`Agent::handle_config`] and [`Agent::handle_lookups`], then call
+/// [`Agent::converge`]. Every failure leaves traffic where it is: at worst on iptables.
+#[derive(Debug)]
+pub struct Agent<D> {
+    conditions: BTreeMap<PodName, Condition>,
+    config: NodeConfig,
+    datapath: D,
+    namespaces: BTreeMap<PathBuf, Sighting>,
+}
+
+#[derive(Clone, Debug)]
+enum Sighting {
+    Found(Namespace),
+    Lost { reason: String },
+}
+
+/// What the agent does about one pod of the configuration.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Condition {
+    /// Its traffic is captured.
+    Accelerated(Namespace),
+    /// Left to iptables because its annotations ask for what the accelerator does not do.
+    LeftAlone {
+        /// Why, as half a sentence.
+        reason: String,
+    },
+    /// Left to iptables because it does not fit beside the other pods.
+    Refused {
+        /// Why, as half a sentence.
+        reason: String,
+    },
+    /// Left to iptables until its network namespace is found.
+    Waiting {
+        /// What is missing, as half a sentence.
+        reason: String,
+    },
+}
+
+impl Condition {
+    /// Returns the one word that `status`, logs and metrics use.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Accelerated(_) => "accelerated",
+            Self::LeftAlone { .. } => "left-alone",
+            Self::Refused { .. } => "refused",
+            Self::Waiting { .. } => "waiting",
+        }
+    }
+
+    /// Returns why the pod is not accelerated, `None` if it is.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Accelerated(_) => None,
+            Self::LeftAlone { reason } | Self::Refused { reason } | Self::Waiting { reason } => {
+                Some(reason)
+            }
+        }
+    }
+}
+
+/// One thing that happened to a pod.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Change {
+    /// What became of it, `None` if it is no longer in the configuration.
+    pub condition: Option<Condition>,
+    /// Which pod.
+    pub pod: PodName,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pod = &self.pod;
+        match &self.condition {
+            None => write!(formatter, "pod {pod} is no longer in the configuration"),
+            Some(Condition::Accelerated(namespace)) => {
+                let addrs: Vec<String> = namespace.addrs.iter().map(ToString::to_string).collect();
+                write!(
+                    formatter,
+                    "pod {pod} is accelerated (netns cookie {}, ",
+                    namespace.cookie
+                )?;
+                write!(formatter, "{})", addrs.join(", "))
+            }
+            Some(other) => {
+                let reason = other.reason().unwrap_or_default();
+                write!(
+                    formatter,
+                    "pod {pod} is left to iptables ({}): {reason}",
+                    other.word()
+                )
+            }
+        }
+    }
+}
+
+/// What one step did.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// What is new about the pods.
+    pub changes: Vec<Change>,
+    /// Operations applied to the datapath.
+    pub ops: usize,
+}
+
+impl<D: Datapath> Agent<D> {
+    /// Starts with no pods. Nothing is applied before [`Agent::converge`].
+    pub fn new(datapath: D) -> Self {
+        Self {
+            conditions: BTreeMap::new(),
+            config: NodeConfig::default(),
+            datapath,
+            namespaces: BTreeMap::new(),
+        }
+    }
+
+    /// Replaces the configuration.
+    pub fn handle_config(&mut self, config: NodeConfig) {
+        self.config = config;
+        let wanted = self.wanted();
+        self.namespaces.retain(|path, _| wanted.contains(path));
+    }
+
+    /// Returns the paths to look behind.
+    #[must_use]
+    pub fn wanted(&self) -> BTreeSet<PathBuf> {
+        let is_governed = |pod: &&Pod| pod.capture != Capture::LeftAlone;
+        self.config
+            .pods
+            .values()
+            .filter(is_governed)
+            .map(|pod| pod.netns.clone())
+            .collect()
+    }
+
+    /// Takes in what was found. Paths that are no longer wanted are ignored.
+    pub fn handle_lookups(&mut self, lookups: Lookups) {
+        let wanted = self.wanted();
+        for (path, lookup) in lookups
+            .into_iter()
+            .filter(|(path, _)| wanted.contains(path))
+        {
+            let sighting = match lookup {
+                Ok(namespace) => Sighting::Found(namespace),
+                Err(error) => {
+                    let is_known = matches!(self.namespaces.get(&path), Some(Sighting::Found(_)));
+                    if is_known && error.is_inconclusive() {
+                        continue;
+                    }
+                    Sighting::Lost {
+                        reason: error.to_string(),
+                    }
+                }
+            };
+            self.namespaces.insert(path, sighting);
+        }
+    }
+
+    /// Tells whether a pod waits for its network namespace.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.conditions
+            .values()
+            .any(|condition| matches!(condition, Condition::Waiting { .. }))
+    }
+
+    /// Returns what became of each pod of the configuration.
+    #[must_use]
+    pub fn conditions(&self) -> &BTreeMap<PodName, Condition> {
+        &self.conditions
+    }
+
+    /// Returns the configuration in force.
+    #[must_use]
+    pub fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    /// Returns the datapath.
+    #[must_use]
+    pub fn datapath(&self) -> &D {
+        &self.datapath
+    }
+
+    /// Makes the datapath hold what it should, touching nothing that is right.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first [`DatapathError`]. What was applied until then is safe to leave and the next
+    /// call goes on from there.
+    pub fn converge(&mut self) -> Result<Step, DatapathError> {
+        let Plan { refused, state } = plan(&self.resolved());
+        let loaded = self.datapath.loaded()?;
+        let ops = diff(&state, &loaded);
+        for op in &ops {
+            self.datapath.apply(op)?;
+        }
+
+        let condition = |(name, pod): (&PodName, &Pod)| {
+            let reason = refused.get(name).map(ToString::to_string);
+            let refused = reason.map(|reason| Condition::Refused { reason });
+            (
+                name.clone(),
+                refused.unwrap_or_else(|| self.condition_of(pod)),
+            )
+        };
+        let conditions = self.config.pods.iter().map(condition).collect();
+        let changes = changes(&self.conditions, &conditions);
+        self.conditions = conditions;
+        Ok(Step {
+            changes,
+            ops: ops.len(),
+        })
+    }
+
+    fn resolved(&self) -> BTreeMap<PodName, ResolvedPod> {
+        let resolve = |(name, pod): (&PodName, &Pod)| {
+            let Capture::Accelerated(policy) = &pod.capture else {
+                return None;
+            };
+            let Some(Sighting::Found(namespace)) = self.namespaces.get(&pod.netns) else {
+                return None;
+            };
+            let resolved = ResolvedPod {
+                addrs: namespace.addrs.clone(),
+                netns_cookie: namespace.cookie,
+                policy: policy.clone(),
+                proxy_gid: pod.proxy_gid,
+                proxy_uid: pod.proxy_uid,
+            };
+            Some((name.clone(), resolved))
+        };
+        self.config.pods.iter().filter_map(resolve).collect()
+    }
+
+    fn condition_of(&self, pod: &Pod) -> Condition {
+        if pod.capture == Capture::LeftAlone {
+            let notice = |notice: &isthmus_api::node_config::Notice| notice.effect;
+            let reason = pod
+                .notices
+                .first()
+                .map_or("it asks not to be captured", notice)
+                .to_owned();
+            return Condition::LeftAlone { reason };
+        }
+        match self.namespaces.get(&pod.netns) {
+            Some(Sighting::Found(namespace)) => Condition::Accelerated(namespace.clone()),
+            Some(Sighting::Lost { reason }) => Condition::Waiting {
+                reason: reason.clone(),
+            },
+            None => Condition::Waiting {
+                reason: format!("{} was not looked at yet", pod.netns.display()),
+            },
+        }
+    }
+}
+
+fn changes(old: &BTreeMap<PodName, Condition>, new: &BTreeMap<PodName, Condition>) -> Vec<Change> {
+    let gone = old.keys().filter(|pod| !new.contains_key(*pod));
+    let gone = gone.map(|pod| Change {
+        condition: None,
+        pod: pod.clone(),
+    });
+    let changed = new
+        .iter()
+        .filter(|(pod, condition)| old.get(*pod) != Some(condition));
+    let changed = changed.map(|(pod, condition)| Change {
+        condition: Some(condition.clone()),
+        pod: pod.clone(),
+    });
+    gone.chain(changed).collect()
+}
+
+#[cfg(test)]
+mod tests;

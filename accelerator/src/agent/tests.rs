@@ -1,0 +1,296 @@
+//! The agent on a datapath that only remembers.
+
+use std::{io, net::IpAddr};
+
+use isthmus_accel_abi::{PodConfig, v4_mapped};
+use isthmus_accel_core::MapOp;
+use isthmus_accel_datapath::fake::FakeDatapath;
+
+use super::*;
+use crate::resolve::LookupError;
+
+#[test]
+fn pods_come_and_go() {
+    let mut agent = Agent::new(FakeDatapath::default());
+    agent.handle_config(config(&["a", "b"]));
+    let step = agent.converge().expect("the fake takes it");
+    assert_eq!(step.ops, 0);
+    assert_eq!(
+        render(&step),
+        [
+            "pod default/a is left to iptables (waiting): /run/netns/a was not looked at yet",
+            "pod default/b is left to iptables (waiting): /run/netns/b was not looked at yet",
+        ]
+    );
+    assert!(agent.is_waiting());
+
+    agent.handle_lookups(lookups([("a", found(1)), ("b", Err(absent("b")))]));
+    assert_eq!(
+        render(&agent.converge().expect("the fake takes it")),
+        [
+            "pod default/a is accelerated (netns cookie 1, 198.18.0.1)",
+            "pod default/b is left to iptables (waiting): /run/netns/b does not exist",
+        ]
+    );
+    assert_eq!(pods(&agent), [1]);
+
+    agent.handle_lookups(lookups([("b", found(2))]));
+    let step = agent.converge().expect("the fake takes it");
+    assert_eq!(
+        render(&step),
+        ["pod default/b is accelerated (netns cookie 2, 198.18.0.2)"]
+    );
+    assert_eq!(pods(&agent), [1, 2]);
+    assert!(!agent.is_waiting());
+
+    agent.handle_config(config(&["b"]));
+    let step = agent.converge().expect("the fake takes it");
+    assert_eq!(
+        render(&step),
+        ["pod default/a is no longer in the configuration"]
+    );
+    assert_eq!(pods(&agent), [2]);
+
+    agent.handle_config(config(&[]));
+    agent.converge().expect("the fake takes it");
+    assert_eq!(agent.datapath().state, FakeDatapath::default().state);
+}
+
+#[test]
+fn a_namespace_that_is_made_anew_replaces_the_old_one() {
+    let mut agent = running(&["a"]);
+    agent.handle_lookups(lookups([("a", found(7))]));
+    let step = agent.converge().expect("the fake takes it");
+    assert_eq!(
+        render(&step),
+        ["pod default/a is accelerated (netns cookie 7, 198.18.0.7)"]
+    );
+    assert_eq!(pods(&agent), [7]);
+}
+
+#[test]
+fn lookups_that_fail_drop_a_pod_only_if_it_is_gone() {
+    struct Case {
+        name: &'static str,
+        error: LookupError,
+        is_kept: bool,
+    }
+    let path = || PathBuf::from("/run/netns/a");
+    let cases = [
+        Case {
+            name: "gone",
+            error: LookupError::Absent { path: path() },
+            is_kept: false,
+        },
+        Case {
+            name: "unmounted",
+            error: LookupError::NotNamespace { path: path() },
+            is_kept: false,
+        },
+        Case {
+            name: "no address",
+            error: LookupError::NoAddress { path: path() },
+            is_kept: false,
+        },
+        Case {
+            name: "the node's",
+            error: LookupError::HostNamespace { path: path() },
+            is_kept: false,
+        },
+        Case {
+            name: "no file descriptor left",
+            error: LookupError::Kernel {
+                action: "opened",
+                path: path(),
+                source: io::Error::from_raw_os_error(24),
+            },
+            is_kept: true,
+        },
+    ];
+
+    for Case {
+        name,
+        error,
+        is_kept,
+    } in cases
+    {
+        let mut agent = running(&["a"]);
+        agent.handle_lookups(lookups([("a", Err(error))]));
+        agent.converge().expect("the fake takes it");
+        assert_eq!(!pods(&agent).is_empty(), is_kept, "{name}");
+    }
+}
+
+#[test]
+fn a_restart_touches_nothing_that_is_right() {
+    let before = running(&["a", "b"]).datapath;
+    let ops = before.applied.len();
+
+    let mut agent = Agent::new(before);
+    agent.handle_config(config(&["a", "b"]));
+    agent.handle_lookups(lookups([("a", found(1)), ("b", found(2))]));
+    let step = agent.converge().expect("the fake takes it");
+    assert_eq!(step.ops, 0);
+    assert_eq!(agent.datapath().applied.len(), ops);
+    assert_eq!(step.changes.len(), 2, "but it says what it found");
+}
+
+#[test]
+fn a_restart_repairs_what_is_wrong() {
+    let mut damaged = running(&["a"]).datapath;
+    let stranger = MapOp::PutPod {
+        netns_cookie: 99,
+        config: PodConfig::istio_default(),
+    };
+    damaged.state.apply(&stranger);
+    damaged.state.apply(&MapOp::RemoveAddr {
+        addr: v4_mapped([198, 18, 0, 1]),
+    });
+
+    let mut agent = Agent::new(damaged);
+    agent.handle_config(config(&["a"]));
+    agent.handle_lookups(lookups([("a", found(1))]));
+    assert_eq!(agent.converge().expect("the fake takes it").ops, 2);
+    assert_eq!(agent.datapath().state, running(&["a"]).datapath.state);
+}
+
+#[test]
+fn a_refused_operation_is_tried_again() {
+    let mut agent = Agent::new(FakeDatapath {
+        is_next_op_refused: true,
+        ..FakeDatapath::default()
+    });
+    agent.handle_config(config(&["a"]));
+    agent.handle_lookups(lookups([("a", found(1))]));
+    agent.converge().expect_err("the fake refuses");
+    assert_eq!(
+        pods(&agent),
+        Vec::<u64>::new(),
+        "the pod does not appear before its rules"
+    );
+    agent.converge().expect("the fake takes it");
+    assert_eq!(agent.datapath().state, running(&["a"]).datapath.state);
+}
+
+#[test]
+fn pods_are_left_alone_for_a_reason() {
+    struct Case {
+        annotation: (&'static str, &'static str),
+        change: &'static str,
+    }
+    let cases = [
+        Case {
+            annotation: ("sidecar.istio.io/interceptionMode", "NONE"),
+            change: "pod default/a is left to iptables (left-alone): it asks not to be captured",
+        },
+        Case {
+            annotation: ("sidecar.istio.io/interceptionMode", "TPROXY"),
+            change: "pod default/a is left to iptables (left-alone): TPROXY is not implemented, so the pod \
+                     is left to iptables",
+        },
+        Case {
+            annotation: ("traffic.sidecar.istio.io/excludeInterfaces", "eth1"),
+            change: "pod default/a is left to iptables (left-alone): interfaces are not told apart, so the \
+                     pod is left to iptables",
+        },
+    ];
+
+    for Case {
+        annotation: (name, value),
+        change,
+    } in cases
+    {
+        let mut agent = running(&["a"]);
+        agent.handle_config(parse(&format!(
+            "pods: [{{name: default/a, netns: /run/netns/a, annotations: {{{name}: {value}}}}}]"
+        )));
+        assert_eq!(agent.wanted(), BTreeSet::new(), "{name}");
+        let step = agent.converge().expect("the fake takes it");
+        assert_eq!(render(&step), [change], "{name}");
+        assert_eq!(pods(&agent), Vec::<u64>::new(), "{name}");
+        assert!(!agent.is_waiting(), "{name}: nothing will change that");
+    }
+}
+
+#[test]
+fn two_names_for_one_namespace_are_one_too_many() {
+    let mut agent = Agent::new(FakeDatapath::default());
+    agent.handle_config(config(&["a", "b"]));
+    agent.handle_lookups(lookups([("a", found(1)), ("b", found(1))]));
+    assert_eq!(
+        render(&agent.converge().expect("the fake takes it")),
+        [
+            "pod default/a is accelerated (netns cookie 1, 198.18.0.1)",
+            "pod default/b is left to iptables (refused): its network namespace is the one of pod default/a",
+        ]
+    );
+}
+
+#[test]
+fn lookups_nobody_asked_for_are_ignored() {
+    let mut agent = running(&["a"]);
+    agent.handle_lookups(lookups([("b", found(2))]));
+    agent.converge().expect("the fake takes it");
+    assert_eq!(pods(&agent), [1]);
+}
+
+// An agent that has loaded these pods, with cookies 1, 2, …
+fn running(names: &[&str]) -> Agent<FakeDatapath> {
+    let mut agent = Agent::new(FakeDatapath::default());
+    agent.handle_config(config(names));
+    agent.handle_lookups(
+        names
+            .iter()
+            .zip(1..)
+            .map(|(name, cookie)| (netns(name), found(cookie)))
+            .collect(),
+    );
+    agent.converge().expect("the fake takes it");
+    agent
+}
+
+fn config(names: &[&str]) -> NodeConfig {
+    let pod = |name: &&str| format!("{{name: default/{name}, netns: /run/netns/{name}}}");
+    let pods: Vec<String> = names.iter().map(pod).collect();
+    parse(&format!("pods: [{}]", pods.join(", ")))
+}
+
+fn parse(pods: &str) -> NodeConfig {
+    let document = format!("apiVersion: isthmus.io/v1alpha1\nkind: NodeConfig\n{pods}\n");
+    NodeConfig::parse(document.as_bytes()).expect("a good document")
+}
+
+fn lookups<const N: usize>(lookups: [(&str, Result<Namespace, LookupError>); N]) -> Lookups {
+    lookups
+        .into_iter()
+        .map(|(name, lookup)| (netns(name), lookup))
+        .collect()
+}
+
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "it stands beside lookups that fail"
+)]
+fn found(cookie: u8) -> Result<Namespace, LookupError> {
+    let addrs = [IpAddr::from([198, 18, 0, cookie])].into();
+    Ok(Namespace {
+        addrs,
+        cookie: u64::from(cookie),
+    })
+}
+
+fn absent(name: &str) -> LookupError {
+    LookupError::Absent { path: netns(name) }
+}
+
+fn netns(name: &str) -> PathBuf {
+    format!("/run/netns/{name}").into()
+}
+
+fn pods(agent: &Agent<FakeDatapath>) -> Vec<u64> {
+    agent.datapath().state.pods.keys().copied().collect()
+}
+
+fn render(step: &Step) -> Vec<String> {
+    step.changes.iter().map(ToString::to_string).collect()
+}

@@ -1,0 +1,177 @@
+//! The command line: what can be asked, and nothing that answers.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::runtime_dir::DEFAULT_RUNTIME_DIR;
+
+const EXAMPLES: &str = "\
+Examples:
+  # What this machine can do, and what it lacks
+  isthmus-accelerator probe
+
+  # Accelerate the pods of a file; edit the file to add and remove pods
+  isthmus-accelerator run --config /etc/isthmus/node.yaml
+
+  # How much of each hop skips TCP/IP, as JSON
+  isthmus-accelerator status -o json
+
+  # Remove everything from the kernel
+  isthmus-accelerator detach
+
+Exit codes: 0 done, 1 failed, 2 used wrongly or a kernel feature or right is missing.";
+
+const RUN_EXAMPLES: &str = "\
+The file:
+  apiVersion: isthmus.io/v1alpha1
+  kind: NodeConfig
+  pods:
+    - name: default/client
+      netns: /run/netns/client
+      proxyUID: 1337            # what the sidecar runs as; 1337 if left out
+      proxyGID: 1337
+      annotations:              # Istio's own, all strings
+        traffic.sidecar.istio.io/excludeOutboundPorts: \"3306\"
+
+Prints one line to stdout when the pods are loaded, `ready: ...`; logs go to stderr (RUST_LOG=debug shows
+more). SIGHUP reads the file again. SIGTERM and SIGINT end the agent and leave everything loaded: traffic goes
+on to be accelerated, and the next `run` takes over.";
+
+const DETACH_EXAMPLES: &str = "\
+Removes programs, maps and pins. Connections go on by TCP. Asks for the agent to be stopped first: it would
+hold on to its maps. Detaching twice is no error.";
+
+/// Moves traffic between applications and sidecars of one node from socket to socket.
+#[derive(Debug, Parser)]
+#[command(after_help = EXAMPLES, arg_required_else_help = true, name = "isthmus-accelerator", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Load the programs and keep them fed with the pods of a file.
+    Run(Run),
+    /// Show programs, pods and how much of each hop skips TCP/IP. Needs no running agent.
+    Status(Status),
+    /// Remove everything from the kernel.
+    Detach(Detach),
+    /// Show what the accelerator needs of this machine, and what is missing.
+    Probe(Probe),
+}
+
+/// Where this agent keeps what outlives it.
+#[derive(Args, Clone, Debug)]
+pub struct Places {
+    /// Directory for pinned programs and maps, in a BPF filesystem.
+    #[arg(default_value = DEFAULT_PIN_DIR, long, value_name = "DIR")]
+    pub pin_dir: PathBuf,
+
+    /// Directory for the lock and the names of the pods.
+    #[arg(default_value = DEFAULT_RUNTIME_DIR, long, value_name = "DIR")]
+    pub runtime_dir: PathBuf,
+}
+
+/// `v1` is the version of the layouts in it.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/isthmus/v1";
+
+/// Loads the programs, or takes over what is loaded, and keeps them fed with the pods of a file.
+#[derive(Args, Debug)]
+#[command(after_help = RUN_EXAMPLES)]
+pub struct Run {
+    /// The file to follow, a YAML document of kind `NodeConfig`.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+
+    /// How to write logs.
+    #[arg(default_value = "text", long, value_enum, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+
+    #[command(flatten)]
+    #[allow(
+        missing_docs,
+        reason = "a doc comment would replace the one of the flattened options"
+    )]
+    pub places: Places,
+}
+
+/// Shows programs, pods, and of each hop how many of its bytes skip TCP/IP.
+#[derive(Args, Debug)]
+pub struct Status {
+    /// How to print the answer; `json` is stable across minor versions.
+    #[arg(
+        default_value = "table",
+        long,
+        short,
+        value_enum,
+        value_name = "FORMAT"
+    )]
+    pub output: Output,
+
+    #[command(flatten)]
+    #[allow(
+        missing_docs,
+        reason = "a doc comment would replace the one of the flattened options"
+    )]
+    pub places: Places,
+}
+
+/// Removes programs, maps and pins.
+#[derive(Args, Debug)]
+#[command(after_help = DETACH_EXAMPLES)]
+pub struct Detach {
+    #[command(flatten)]
+    #[allow(
+        missing_docs,
+        reason = "a doc comment would replace the one of the flattened options"
+    )]
+    pub places: Places,
+}
+
+/// Shows what the accelerator needs of this machine. Exits 2 if something is missing.
+#[derive(Args, Debug)]
+pub struct Probe {
+    /// How to print the answer; `json` is stable across minor versions.
+    #[arg(
+        default_value = "table",
+        long,
+        short,
+        value_enum,
+        value_name = "FORMAT"
+    )]
+    pub output: Output,
+}
+
+/// How to write logs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// Lines for people.
+    Text,
+}
+
+/// How to print an answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Output {
+    /// One JSON document.
+    Json,
+    /// Columns for people.
+    Table,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

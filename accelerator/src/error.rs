@@ -1,0 +1,63 @@
+//! Why a command failed, and what that makes of its exit code.
+
+use std::{error::Error, io};
+
+use isthmus_accel_datapath::DatapathError;
+
+use crate::{config_file::ConfigFileError, runtime_dir::RuntimeDirError};
+
+/// Exit code for a machine, or a user, that lacks something.
+pub const EXIT_MISSING: u8 = 2;
+/// Exit code for everything else that goes wrong.
+pub const EXIT_FAILED: u8 = 1;
+
+/// Why a command failed. Audience: the operator, as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The file to follow.
+    #[error(transparent)]
+    Config(#[from] ConfigFileError),
+    /// The kernel.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// The answer could not be printed.
+    #[error("the answer cannot be written to stdout")]
+    Output(#[source] io::Error),
+    /// The tokio runtime could not be made.
+    #[error("the process cannot get its event loop")]
+    Runtime(#[source] io::Error),
+    /// The lock or the roster.
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    /// Signals.
+    #[error("signals cannot be received")]
+    Signals(#[source] io::Error),
+}
+
+impl CommandError {
+    /// Returns the exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Datapath(DatapathError::Missing { .. }) => EXIT_MISSING,
+            Self::Config(_)
+            | Self::Datapath(_)
+            | Self::Output(_)
+            | Self::Runtime(_)
+            | Self::RuntimeDir(_)
+            | Self::Signals(_) => EXIT_FAILED,
+        }
+    }
+}
+
+/// Renders an error and its sources in one line.
+#[must_use]
+pub fn render_chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        line = format!("{line}: {error}");
+        source = error.source();
+    }
+    line.replace('\n', " ")
+}

@@ -1,0 +1,176 @@
+//! From the file of a network namespace to its cookie and addresses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{File, OpenOptions},
+    io,
+    net::{IpAddr, Ipv4Addr, UdpSocket},
+    os::{fd::AsFd, unix::fs::OpenOptionsExt},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use isthmus_accel_datapath::netns_cookie;
+use nix::{fcntl::OFlag, ifaddrs::getifaddrs, sched::CloneFlags};
+
+/// A network namespace as it was when somebody looked.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Namespace {
+    /// Addresses of its interfaces without loopback and link-local ones; only IPv4, which is all that
+    /// is redirected. Never empty.
+    pub addrs: BTreeSet<IpAddr>,
+    /// The kernel's cookie.
+    pub cookie: u64,
+}
+
+/// Why there is no [`Namespace`] behind a path.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// Nothing is there: the pod has not started yet, or is gone.
+    #[error("{} does not exist", path.display())]
+    Absent {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The namespace of this agent: traffic of the node itself is not captured.
+    #[error("{} is the network namespace of the node itself", path.display())]
+    HostNamespace {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The kernel refused one step.
+    #[error("{} cannot be {action}: {source}", path.display())]
+    Kernel {
+        /// What was tried.
+        action: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The kernel's answer; part of the message, since it is shown in tables too.
+        source: io::Error,
+    },
+    /// The network of the pod is not set up yet, or is being taken down.
+    #[error("{} has no IPv4 address yet", path.display())]
+    NoAddress {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file, but of something else. `ip netns add` makes an empty file and mounts over it.
+    #[error("{} is no network namespace (yet)", path.display())]
+    NotNamespace {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+impl LookupError {
+    /// Tells whether the pod may be fine all the same, so that what was known of it still counts.
+    ///
+    /// Otherwise its traffic must be left alone at once: its address may be another pod's by now.
+    #[must_use]
+    pub fn is_inconclusive(&self) -> bool {
+        match self {
+            Self::Kernel { .. } => true,
+            Self::Absent { .. }
+            | Self::HostNamespace { .. }
+            | Self::NoAddress { .. }
+            | Self::NotNamespace { .. } => false,
+        }
+    }
+}
+
+/// What was found behind each path.
+pub type Lookups = BTreeMap<PathBuf, Result<Namespace, LookupError>>;
+
+/// Looks behind every path. Needs `CAP_SYS_ADMIN` to enter the namespaces.
+///
+/// Works in a thread of its own, which ends afterwards: a thread that has entered a namespace must
+/// never be reused. Costs the thread and some ten system calls per path.
+///
+/// # Errors
+///
+/// Returns the kernel's answer if there can be no thread, or no socket in this one's namespace.
+pub fn look_up(paths: BTreeSet<PathBuf>) -> io::Result<Lookups> {
+    let worker = thread::Builder::new()
+        .name("netns".to_owned())
+        .spawn(move || {
+            let own = cookie_here()?;
+            let look = |path: PathBuf| {
+                let found = look_behind(&path, own);
+                (path, found)
+            };
+            Ok(paths.into_iter().map(look).collect())
+        })?;
+    worker.join().unwrap_or_else(|_| {
+        Err(io::Error::other(
+            "the thread that enters network namespaces panicked",
+        ))
+    })
+}
+
+fn look_behind(path: &Path, own_cookie: u64) -> Result<Namespace, LookupError> {
+    let file = open_namespace(path)?;
+    nix::sched::setns(&file, CloneFlags::CLONE_NEWNET).map_err(|errno| {
+        if errno == nix::Error::EINVAL {
+            return LookupError::NotNamespace {
+                path: path.to_owned(),
+            };
+        }
+        kernel_error("entered", path, errno.into())
+    })?;
+
+    let cookie = cookie_here().map_err(|error| kernel_error("identified", path, error))?;
+    if cookie == own_cookie {
+        return Err(LookupError::HostNamespace {
+            path: path.to_owned(),
+        });
+    }
+    let addrs =
+        addrs_here().map_err(|error| kernel_error("asked for its addresses", path, error))?;
+    if addrs.is_empty() {
+        return Err(LookupError::NoAddress {
+            path: path.to_owned(),
+        });
+    }
+    Ok(Namespace { addrs, cookie })
+}
+
+// Whoever writes the configuration chooses the path: a FIFO may not block the agent, a terminal may
+// not become its own.
+fn open_namespace(path: &Path) -> Result<File, LookupError> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path);
+    file.map_err(|error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            return LookupError::Absent {
+                path: path.to_owned(),
+            };
+        }
+        kernel_error("opened", path, error)
+    })
+}
+
+fn kernel_error(action: &'static str, path: &Path, source: io::Error) -> LookupError {
+    LookupError::Kernel {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+// Any socket will do, and this one needs no interface to be up.
+fn cookie_here() -> io::Result<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    netns_cookie(socket.as_fd())
+}
+
+fn addrs_here() -> io::Result<BTreeSet<IpAddr>> {
+    let as_pod_addr = |addr: nix::ifaddrs::InterfaceAddress| {
+        let ip = addr.address?.as_sockaddr_in()?.ip();
+        let is_of_pod = !ip.is_loopback() && !ip.is_link_local() && !ip.is_unspecified();
+        is_of_pod.then_some(IpAddr::V4(ip))
+    };
+    Ok(getifaddrs()?.filter_map(as_pod_addr).collect())
+}

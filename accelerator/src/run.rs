@@ -1,0 +1,289 @@
+//! `run`: drives the agent with files, signals and time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use isthmus_accel_datapath::{Datapath, DatapathError};
+use isthmus_api::node_config::NodeConfig;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    agent::{Agent, Change, Condition, Step},
+    config_file::{ConfigFile, ConfigFileError, Look, SETTLE},
+    error::CommandError,
+    resolve,
+    runtime_dir::{Roster, RosterPod, RuntimeDir},
+    watch::DirWatch,
+};
+
+/// How often everything is looked at, whatever the kernel reports: addresses of pods come and go
+/// without a trace in any directory.
+const ROUND: Duration = Duration::from_secs(5);
+/// First delay for a pod whose namespace is not there; it doubles up to [`ROUND`].
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// Changes come in bursts: what comes within this time is looked at once.
+const COALESCE: Duration = Duration::from_millis(20);
+
+/// Feeds the datapath until a signal says stop, and leaves it loaded.
+///
+/// Prints one line to `out` when the pods of the file are loaded.
+///
+/// # Errors
+///
+/// Returns [`CommandError`] if it cannot start: the file is bad, or the datapath does not take its
+/// pods. Later failures are logged and tried again.
+pub async fn run<D: Datapath>(
+    datapath: D,
+    config: PathBuf,
+    runtime_dir: RuntimeDir,
+    pin_dir: PathBuf,
+    out: &mut (dyn Write + Send),
+) -> Result<(), CommandError> {
+    // Before anything else, so that no signal is missed.
+    let mut terminate = signal(SignalKind::terminate()).map_err(CommandError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(CommandError::Signals)?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(CommandError::Signals)?;
+
+    let mut rounds = Rounds::new(datapath, config, runtime_dir);
+    rounds.start().await?;
+    writeln!(out, "{}", rounds.ready_line(&pin_dir)?)
+        .and_then(|()| out.flush())
+        .map_err(CommandError::Output)?;
+
+    let mut next = Instant::now() + rounds.delay();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hang_up.recv() => {
+                tracing::info!("SIGHUP: reading the configuration again");
+                rounds.config_file.forget();
+                next = Instant::now();
+            }
+            () = rounds.changed() => {
+                rounds.retries = 0;
+                next = next.min(Instant::now() + COALESCE);
+            }
+            () = sleep_until(next) => {
+                rounds.round();
+                next = Instant::now() + rounds.delay();
+            }
+        }
+    }
+    let pin_dir = pin_dir.display();
+    tracing::info!(
+        "stopped; traffic of the loaded pods goes on to be accelerated, `isthmus-accelerator detach \
+         --pin-dir {pin_dir}` ends that"
+    );
+    Ok(())
+}
+
+struct Rounds<D> {
+    agent: Agent<D>,
+    config_file: ConfigFile,
+    has_failed: bool,
+    is_unsettled: bool,
+    retries: u32,
+    roster: Option<Roster>,
+    runtime_dir: RuntimeDir,
+    watch: Option<DirWatch>,
+}
+
+impl<D: Datapath> Rounds<D> {
+    fn new(datapath: D, config: PathBuf, runtime_dir: RuntimeDir) -> Self {
+        let watch = DirWatch::new().inspect_err(|error| {
+            tracing::warn!(%error, "files cannot be watched; changes are found every {ROUND:?}");
+        });
+        Self {
+            agent: Agent::new(datapath),
+            config_file: ConfigFile::new(config),
+            has_failed: false,
+            is_unsettled: false,
+            retries: 0,
+            roster: None,
+            runtime_dir,
+            watch: watch.ok(),
+        }
+    }
+
+    // There is no last good configuration to fall back to, so a bad one is an error here.
+    async fn start(&mut self) -> Result<(), CommandError> {
+        let config = loop {
+            match self.config_file.look_at(SystemTime::now())? {
+                Look::Changed(config) => break config,
+                Look::Unsettled | Look::Unchanged => tokio::time::sleep(SETTLE).await,
+            }
+        };
+        self.adopt(config);
+        self.look_up();
+        let step = self.agent.converge()?;
+        self.report(&step);
+        self.follow();
+        Ok(())
+    }
+
+    fn round(&mut self) {
+        self.retries = self.retries.saturating_add(1);
+        match self.config_file.look_at(SystemTime::now()) {
+            Ok(Look::Changed(config)) => {
+                self.is_unsettled = false;
+                self.adopt(config);
+            }
+            Ok(Look::Unsettled) => self.is_unsettled = true,
+            Ok(Look::Unchanged) => self.is_unsettled = false,
+            Err(error) => self.refuse(&error),
+        }
+        self.look_up();
+        match self.agent.converge() {
+            Ok(step) => {
+                self.has_failed = false;
+                self.report(&step);
+            }
+            Err(error) => self.fail(&error),
+        }
+        self.follow();
+    }
+
+    fn adopt(&mut self, config: NodeConfig) {
+        tracing::info!(file = %self.config_file.path().display(), pods = config.pods.len(), "configuration read");
+        for (pod, notice) in config
+            .pods
+            .iter()
+            .flat_map(|(name, pod)| pod.notices.iter().map(move |notice| (name, notice)))
+        {
+            tracing::warn!(%pod, annotation = notice.annotation, "{}", notice.effect);
+        }
+        self.agent.handle_config(config);
+    }
+
+    fn refuse(&mut self, error: &ConfigFileError) {
+        self.is_unsettled = false;
+        tracing::error!("{error}; the last good configuration stays in force");
+    }
+
+    fn look_up(&mut self) {
+        match resolve::look_up(self.agent.wanted()) {
+            Ok(lookups) => self.agent.handle_lookups(lookups),
+            Err(error) => tracing::error!(%error, "network namespaces cannot be looked at"),
+        }
+    }
+
+    fn fail(&mut self, error: &DatapathError) {
+        self.has_failed = true;
+        let error: &dyn std::error::Error = error;
+        let chain = crate::error::render_chain(error);
+        tracing::error!("{chain}; pods that are not loaded are left to iptables");
+    }
+
+    fn report(&mut self, step: &Step) {
+        for change in &step.changes {
+            log_change(change);
+        }
+        if step.ops > 0 {
+            tracing::info!(operations = step.ops, "maps changed");
+        }
+        if !step.changes.is_empty() {
+            self.retries = 0;
+        }
+        self.write_roster();
+    }
+
+    fn write_roster(&mut self) {
+        let roster = roster(self.config_file.path().to_owned(), &self.agent);
+        if self.roster.as_ref() == Some(&roster) {
+            return;
+        }
+        match self.runtime_dir.write_roster(&roster) {
+            Ok(()) => self.roster = Some(roster),
+            Err(error) => tracing::warn!("{error}; `status` shows numbers instead of names"),
+        }
+    }
+
+    fn follow(&mut self) {
+        let netns: BTreeSet<PathBuf> = self.agent.wanted();
+        if let Some(watch) = &mut self.watch {
+            let files = netns.iter().map(PathBuf::as_path);
+            watch.follow(std::iter::once(self.config_file.path()).chain(files));
+        }
+    }
+
+    async fn changed(&self) {
+        match &self.watch {
+            Some(watch) => watch.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn delay(&self) -> Duration {
+        if self.is_unsettled {
+            return SETTLE;
+        }
+        if self.agent.is_waiting() || self.has_failed {
+            let factor = 2_u32.saturating_pow(self.retries);
+            return FIRST_RETRY.saturating_mul(factor).min(ROUND);
+        }
+        ROUND
+    }
+
+    fn ready_line(&self, pin_dir: &std::path::Path) -> Result<String, DatapathError> {
+        let conditions = self.agent.conditions().values();
+        let accelerated = conditions
+            .filter(|condition| matches!(condition, Condition::Accelerated(_)))
+            .count();
+        let programs = self.agent.datapath().programs()?;
+        let attached = programs
+            .iter()
+            .filter(|program| program.is_attached)
+            .count();
+        let idle = self.agent.conditions().len() - accelerated;
+        let pin_dir = pin_dir.display();
+        Ok(format!(
+            "ready: {accelerated} pods, {attached} programs, {idle} pods left to iptables, pinned under {pin_dir}"
+        ))
+    }
+}
+
+fn log_change(change: &Change) {
+    match &change.condition {
+        None | Some(Condition::Accelerated(_)) => tracing::info!("{change}"),
+        Some(
+            Condition::LeftAlone { .. } | Condition::Refused { .. } | Condition::Waiting { .. },
+        ) => tracing::warn!("{change}"),
+    }
+}
+
+fn roster<D: Datapath>(config: PathBuf, agent: &Agent<D>) -> Roster {
+    let mut roster = Roster {
+        config,
+        pods: BTreeMap::new(),
+    };
+    for (name, pod) in &agent.config().pods {
+        let Some(condition) = agent.conditions().get(name) else {
+            continue;
+        };
+        let namespace = match condition {
+            Condition::Accelerated(namespace) => Some(namespace),
+            Condition::LeftAlone { .. } | Condition::Refused { .. } | Condition::Waiting { .. } => {
+                None
+            }
+        };
+        let entry = RosterPod {
+            addresses: namespace
+                .map(|found| found.addrs.iter().copied().collect())
+                .unwrap_or_default(),
+            condition: condition.word().to_owned(),
+            netns: pod.netns.clone(),
+            netns_cookie: namespace.map(|found| found.cookie),
+            reason: condition.reason().map(str::to_owned),
+        };
+        roster.pods.insert(name.to_string(), entry);
+    }
+    roster
+}

@@ -1,0 +1,221 @@
+//! `status` for people.
+
+use std::fmt::Write as _;
+
+use super::{Hop, Status};
+
+/// Reasons shown per hop: the rest is in the JSON.
+const MAX_SHOWN_REASONS: usize = 3;
+/// Sockets shown: enough to see what kind there are.
+const MAX_SHOWN_SOCKETS: usize = 20;
+
+/// Renders the status as sections of columns. Ends with a newline.
+#[must_use]
+pub fn render_table(status: &Status) -> String {
+    let mut text = String::new();
+    let agent = match (status.agent.is_running, status.agent.pid) {
+        (true, Some(pid)) => format!("running (process {pid})"),
+        (true, None) => "running".to_owned(),
+        (false, _) => "not running; what is loaded goes on to work".to_owned(),
+    };
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "Agent: {agent}\nPins:  {}", status.pin_dir.display());
+
+    section(
+        &mut text,
+        "Programs",
+        &["NAME", "HOOK", "ID", "ATTACHED"],
+        programs(status),
+    );
+    section(
+        &mut text,
+        "Pods",
+        &["NAME", "NETNS", "ADDRESSES", "PROXY", "RULES"],
+        pods(status),
+    );
+    let idle = status.pods_left_to_iptables.iter().map(|pod| {
+        vec![
+            pod.name.clone(),
+            pod.condition.clone(),
+            pod.reason.clone().unwrap_or_default(),
+        ]
+    });
+    if idle.len() > 0 {
+        section(
+            &mut text,
+            "Left to iptables",
+            &["NAME", "CONDITION", "REASON"],
+            idle.collect(),
+        );
+    }
+    let columns = [
+        "POD",
+        "HOP",
+        "CONNECTIONS",
+        "BYTES",
+        "BY SOCKMAP",
+        "SHARE",
+        "ON TCP BECAUSE",
+    ];
+    section(
+        &mut text,
+        "Hops",
+        &columns,
+        status.hops.iter().map(hop).collect(),
+    );
+    section(
+        &mut text,
+        "Sockets",
+        &["NETNS", "LOCAL", "PEER", "HOP"],
+        sockets(status),
+    );
+    section(
+        &mut text,
+        "Maps",
+        &["NAME", "ENTRIES", "LIMIT"],
+        maps(status),
+    );
+    let counters = status
+        .counters
+        .iter()
+        .map(|(name, count)| vec![(*name).to_owned(), count.to_string()]);
+    section(&mut text, "Node", &["EVENT", "COUNT"], counters.collect());
+    text
+}
+
+fn programs(status: &Status) -> Vec<Vec<String>> {
+    let row = |program: &super::Program| {
+        let id = program
+            .id
+            .map_or_else(|| "-".to_owned(), |id| id.to_string());
+        let is_attached = if program.is_attached { "yes" } else { "NO" };
+        vec![
+            program.name.to_owned(),
+            program.hook.to_owned(),
+            id,
+            is_attached.to_owned(),
+        ]
+    };
+    status.programs.iter().map(row).collect()
+}
+
+fn pods(status: &Status) -> Vec<Vec<String>> {
+    let row = |pod: &super::Pod| {
+        vec![
+            name(pod.name.as_deref(), pod.netns_cookie),
+            pod.netns_cookie.to_string(),
+            pod.addresses.join(","),
+            format!("{}:{}", pod.proxy_uid, pod.proxy_gid),
+            (pod.port_rules + pod.cidr_rules).to_string(),
+        ]
+    };
+    status.pods.iter().map(row).collect()
+}
+
+fn hop(hop: &Hop) -> Vec<String> {
+    let mut reasons: Vec<(&str, u64)> = hop
+        .passes
+        .iter()
+        .map(|(name, count)| (*name, *count))
+        .collect();
+    reasons.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
+    let shown: Vec<String> = reasons
+        .iter()
+        .take(MAX_SHOWN_REASONS)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    let share = hop.redirected_basis_points.map_or_else(
+        || "-".to_owned(),
+        |points| format!("{}.{:02} %", points / 100, points % 100),
+    );
+    vec![
+        name(hop.pod.as_deref(), hop.netns_cookie),
+        hop.hop.to_owned(),
+        hop.connections.to_string(),
+        render_bytes(hop.bytes_total),
+        render_bytes(hop.bytes_redirected),
+        share,
+        shown.join(", "),
+    ]
+}
+
+fn sockets(status: &Status) -> Vec<Vec<String>> {
+    let row = |socket: &super::Socket| {
+        let netns = socket.netns_cookie.to_string();
+        vec![
+            netns,
+            socket.local.clone(),
+            socket.peer.clone(),
+            socket.hop.to_owned(),
+        ]
+    };
+    let mut rows: Vec<Vec<String>> = status
+        .sockets
+        .iter()
+        .take(MAX_SHOWN_SOCKETS)
+        .map(row)
+        .collect();
+    let hidden = status.sockets.len().saturating_sub(MAX_SHOWN_SOCKETS);
+    if hidden > 0 {
+        rows.push(vec![
+            "…".to_owned(),
+            format!("and {hidden} more, see -o json"),
+        ]);
+    }
+    rows
+}
+
+fn maps(status: &Status) -> Vec<Vec<String>> {
+    let row = |map: &super::MapUse| {
+        vec![
+            map.name.to_owned(),
+            map.entries.to_string(),
+            map.max_entries.to_string(),
+        ]
+    };
+    status.maps.iter().map(row).collect()
+}
+
+fn name(name: Option<&str>, netns_cookie: u64) -> String {
+    name.map_or_else(|| format!("netns:{netns_cookie}"), str::to_owned)
+}
+
+// Exact below 10 KiB, then three digits or more.
+fn render_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut scaled = (bytes, "B");
+    for unit in UNITS {
+        if scaled.0 < 10_240 {
+            break;
+        }
+        scaled = (scaled.0 / 1_024, unit);
+    }
+    format!("{} {}", scaled.0, scaled.1)
+}
+
+pub(crate) fn section(text: &mut String, title: &str, columns: &[&str], rows: Vec<Vec<String>>) {
+    let _ = writeln!(text, "\n{title}");
+    if rows.is_empty() {
+        let _ = writeln!(text, "  none");
+        return;
+    }
+    let head = columns.iter().map(|column| (*column).to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+    };
+    let widths: Vec<usize> = (0..columns.len())
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
+    for row in &rows {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        let _ = writeln!(text, "  {}", line.trim_end());
+    }
+}
