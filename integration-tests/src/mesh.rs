@@ -43,6 +43,8 @@ pub struct Mesh {
     /// The control plane, with the mesh's documents.
     pub control_plane: ControlPlane,
     lab: NetnsLab,
+    /// Pods that are endpoints of the service.
+    endpoints: Vec<String>,
     protocol: Protocol,
 }
 
@@ -61,6 +63,7 @@ impl Mesh {
             applications: BTreeMap::new(),
             control_plane,
             lab,
+            endpoints: vec![SERVER.to_owned()],
             protocol,
         };
 
@@ -86,6 +89,17 @@ impl Mesh {
         let process = nginx::start(self.lab.add_pod(name, Some(&Capture::default()))?)?;
         self.applications.insert(name.to_owned(), process);
         self.start_sidecar(name)?;
+        self.endpoints.push(name.to_owned());
+        self.publish_endpoints()
+    }
+
+    /// Takes a pod out of the service; its application and its sidecar go on to run.
+    ///
+    /// # Errors
+    ///
+    /// When the endpoints cannot be written.
+    pub fn withdraw_server(&mut self, name: &str) -> Result<()> {
+        self.endpoints.retain(|endpoint| endpoint != name);
         self.publish_endpoints()
     }
 
@@ -229,8 +243,8 @@ impl Mesh {
 
     fn publish_endpoints(&self) -> Result<()> {
         let servers: Result<Vec<Ipv4Addr>> = self
-            .applications
-            .keys()
+            .endpoints
+            .iter()
             .map(|name| Ok(self.pod(name)?.address))
             .collect();
         self.control_plane

@@ -8,6 +8,7 @@ use isthmus_integration_tests::mesh::{CLIENT, FIRST_REVISION, Mesh, SERVER};
 use isthmus_integration_tests::sidecar::{OUTBOUND_ROUTES, SERVICE_CLUSTER};
 use isthmus_integration_tests::wait;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Requests that a change must not cost one of.
@@ -104,6 +105,33 @@ fn changes_route_under_load(protocol: Protocol) -> Result<()> {
         "no connection sees the old route after the new one: {report:?}"
     );
     Ok(())
+}
+
+#[test]
+fn an_endpoint_joins_and_leaves_under_load() -> Result<()> {
+    let mut mesh = Mesh::start(Protocol::Delta)?;
+    let load = Load::start(&mesh.load_plan(CONNECTIONS)?);
+    load.wait_for(REQUESTS / 4)?;
+
+    mesh.add_server("server-2")?;
+    wait_answers(&mesh, &["server\n", "server-2\n"])?;
+    load.wait_for(REQUESTS / 4)?;
+
+    mesh.withdraw_server(SERVER)?;
+    wait_answers(&mesh, &["server-2\n"])?;
+    load.wait_for(REQUESTS / 2)?;
+    load.finish()?.expect_no_failure(REQUESTS)
+}
+
+/// Waits until a row of requests is answered by all of these applications and no other.
+fn wait_answers(mesh: &Mesh, expected: &[&str]) -> Result<()> {
+    wait::until(&format!("answers by {expected:?}"), DEADLINE, || {
+        let answers: Result<BTreeSet<String>> =
+            (0..20).map(|_| Ok(mesh.request("")?.text())).collect();
+        let answers = answers?;
+        ensure!(answers.iter().eq(expected), "answers come from {answers:?}");
+        Ok(())
+    })
 }
 
 #[test]
@@ -230,7 +258,7 @@ fn rejected(sidecar: &RealEnvoy) -> Result<u64> {
     names.into_iter().map(|name| sidecar.stat(name)).sum()
 }
 
-/// Fails unless the dynamic part of a section of the dump holds exactly resources of these names.
+/// Fails unless the dynamic part of a section of the dump holds resources of these names.
 fn expect_names(dump: &Value, section: &str, names: &[&str]) -> Result<()> {
     let sections = dump["configs"]
         .as_array()
@@ -244,20 +272,33 @@ fn expect_names(dump: &Value, section: &str, names: &[&str]) -> Result<()> {
         .iter()
         .find(is_it)
         .with_context(|| format!("the dump has no {section}"))?;
-    let dynamic = found
+    let mut seen = BTreeSet::new();
+    for (_, resources) in found
         .as_object()
         .into_iter()
         .flatten()
-        .filter(|(key, _)| key.starts_with("dynamic_"));
-    let text = dynamic
-        .map(|(_, value)| value.to_string())
-        .collect::<String>();
+        .filter(|(key, _)| key.starts_with("dynamic_"))
+    {
+        collect_names(resources, &mut seen);
+    }
     for name in names {
         ensure!(
-            text.contains(&format!("{:?}:{name:?}", "name"))
-                || text.contains(&format!("{:?}:{name:?}", "cluster_name")),
-            "{section} lacks {name}: {text}"
+            seen.contains(*name),
+            "{section} lacks {name}, it has {seen:?}"
         );
     }
     Ok(())
+}
+
+/// Every `name` and `cluster_name` at any depth.
+fn collect_names<'a>(value: &'a Value, names: &mut BTreeSet<&'a str>) {
+    for (key, inner) in value.as_object().into_iter().flatten() {
+        if key == "name" || key == "cluster_name" {
+            names.extend(inner.as_str());
+        }
+        collect_names(inner, names);
+    }
+    for inner in value.as_array().into_iter().flatten() {
+        collect_names(inner, names);
+    }
 }
