@@ -20,6 +20,7 @@ use prost_reflect::{DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
 
 use super::error::Problem;
 use super::limits::MAX_ERRORS;
+use super::path::{push_index, push_key};
 use super::suggest::suggest;
 use super::yaml::{Content, Entry, Node};
 
@@ -127,7 +128,7 @@ impl<'a> Encoder<'a> {
         fields.sort_by_key(|(field, _)| field.number());
         for (field, entry) in fields {
             self.within(Segment::Key(&entry.key), |encoder| {
-                encoder.field_value(&field, &entry.value, out)
+                encoder.field_value(&field, &entry.value, out);
             });
         }
     }
@@ -144,13 +145,14 @@ impl<'a> Encoder<'a> {
             } else {
                 suggest(&entry.key, names.iter().map(FieldDescriptor::json_name))
             };
-            let what = format!("field of {}", desc.full_name());
+            let (of, what) = (Some(desc.full_name().to_owned()), "field");
             self.within(Segment::Key(&entry.key), |encoder| {
                 encoder.fail(
                     entry.line,
                     Problem::Unknown {
                         found: entry.key.to_string(),
                         suggestion,
+                        of,
                         what,
                     },
                 );
@@ -170,7 +172,7 @@ impl<'a> Encoder<'a> {
                     what: "field",
                 };
                 self.within(Segment::Key(&entry.key), |encoder| {
-                    encoder.fail(entry.line, problem)
+                    encoder.fail(entry.line, problem);
                 });
                 continue;
             }
@@ -190,7 +192,7 @@ impl<'a> Encoder<'a> {
                     other,
                 };
                 self.within(Segment::Key(&entry.key), |encoder| {
-                    encoder.fail(entry.line, problem)
+                    encoder.fail(entry.line, problem);
                 });
             } else {
                 oneofs.insert(oneof, entry);
@@ -349,8 +351,8 @@ fn render_path(segments: &[Segment<'_>]) -> String {
     for segment in segments {
         match segment {
             Segment::Root(root) => path.push_str(root),
-            Segment::Index(index) => path.push_str(&format!("[{index}]")),
-            Segment::Key(key) => super::push_key(&mut path, key),
+            Segment::Index(index) => push_index(&mut path, *index),
+            Segment::Key(key) => push_key(&mut path, key),
         }
     }
     path
@@ -363,11 +365,13 @@ fn is_unset(field: &FieldDescriptor, node: &Node) -> bool {
 }
 
 fn takes_null(kind: &Kind) -> bool {
-    match kind {
-        Kind::Enum(desc) => desc.full_name() == "google.protobuf.NullValue",
-        Kind::Message(desc) => desc.full_name() == "google.protobuf.Value",
-        _ => false,
-    }
+    let is_null_enum = kind
+        .as_enum()
+        .is_some_and(|desc| desc.full_name() == "google.protobuf.NullValue");
+    is_null_enum
+        || kind
+            .as_message()
+            .is_some_and(|desc| desc.full_name() == "google.protobuf.Value")
 }
 
 fn put_bytes(number: u32, bytes: &[u8], out: &mut Vec<u8>) {

@@ -11,6 +11,7 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 
 use super::error::Problem;
+use super::path::{push_index, push_key};
 use super::suggest::suggest;
 use super::yaml::{Content, Entry, Node};
 
@@ -36,8 +37,8 @@ impl FrameError {
         let mut path = String::new();
         for step in self.path.iter().rev() {
             match step {
-                Step::Index(index) => path.push_str(&format!("[{index}]")),
-                Step::Key(key) => super::push_key(&mut path, key),
+                Step::Index(index) => push_index(&mut path, *index),
+                Step::Key(key) => push_key(&mut path, key),
             }
         }
         (path, self.line, self.problem)
@@ -95,7 +96,15 @@ impl de::Error for FrameError {
             de::Unexpected::Seq => "a list",
             de::Unexpected::Str(_) => "a string",
             de::Unexpected::Unit | de::Unexpected::Option => "null",
-            _ => "another type",
+            de::Unexpected::Bytes(_)
+            | de::Unexpected::Char(_)
+            | de::Unexpected::Enum
+            | de::Unexpected::NewtypeStruct
+            | de::Unexpected::NewtypeVariant
+            | de::Unexpected::Other(_)
+            | de::Unexpected::StructVariant
+            | de::Unexpected::TupleVariant
+            | de::Unexpected::UnitVariant => "another type",
         };
         let expected = match expected.to_string() {
             text if text.starts_with("struct") || text == "a map" => "a mapping".to_owned(),
@@ -123,7 +132,8 @@ impl de::Error for FrameError {
         Self::new(Problem::Unknown {
             found: found.to_owned(),
             suggestion,
-            what: "key".to_owned(),
+            of: None,
+            what: "key",
         })
     }
 }
@@ -148,10 +158,10 @@ impl<'de> Deserializer<'de> for &'de Node {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FrameError> {
-        match self.content {
-            Content::Null => visitor.visit_none(),
-            _ => visitor.visit_some(self),
+        if matches!(self.content, Content::Null) {
+            return visitor.visit_none();
         }
+        visitor.visit_some(self)
     }
 
     forward_to_deserialize_any! {

@@ -240,14 +240,16 @@ pub enum Problem {
     TotalTooLarge,
 
     /// A name that is not one of a closed set.
-    #[error("unknown {what} {found}{suggestion}", found = Quoted(.found))]
+    #[error("unknown {what} {found}{of}{suggestion}", found = Quoted(.found), of = Of(.of.as_deref()))]
     Unknown {
         /// What is there.
         found: String,
+        /// Full name of the message or enum that lacks it.
+        of: Option<String>,
         /// The closest, or all there are.
         suggestion: Suggestion,
-        /// "field of envoy.config.cluster.v3.Cluster", "value of ...", "type", "key".
-        what: String,
+        /// "field", "value", "message type" or "key".
+        what: &'static str,
     },
 
     /// A feature of YAML or protobuf that is not read.
@@ -269,7 +271,39 @@ pub enum Problem {
     },
 }
 
-/// An input/output error that can be compared and shared.
+impl ConfigError {
+    /// Something that is wrong with a whole file, or with the directory.
+    pub(super) fn of_file(file: &Arc<str>, problem: Problem) -> Self {
+        Self {
+            place: Place::of_file(file),
+            problem,
+        }
+    }
+}
+
+impl Place {
+    /// A file, and nothing more precise.
+    pub(super) fn of_file(file: &Arc<str>) -> Self {
+        Self {
+            file: Arc::clone(file),
+            line: None,
+            column: None,
+            document: None,
+            document_name: None,
+            path: None,
+            resource: None,
+        }
+    }
+}
+
+impl Problem {
+    /// Whether it is likely gone when the directory is read again at once: somebody is changing it.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::DirectoryChanging | Self::FileChanging)
+    }
+}
+
+/// An input/output error; shows its kind, whose text is the same on every system.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.kind())]
 pub struct Io(#[from] pub io::Error);
@@ -381,6 +415,15 @@ impl fmt::Display for Quoted<'_> {
         }
         let end = self.0.floor_char_boundary(MAX_QUOTED_BYTES);
         write!(out, "{:?}...", &self.0[..end])
+    }
+}
+
+/// " of " and the name of a set, if there is one.
+struct Of<'a>(Option<&'a str>);
+
+impl fmt::Display for Of<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |name| write!(out, " of {name}"))
     }
 }
 

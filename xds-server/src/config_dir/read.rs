@@ -131,7 +131,8 @@ fn is_unchanged(file: &File, before: &Metadata) -> std::io::Result<bool> {
     Ok(Identity::of(&file.metadata()?) == Identity::of(before))
 }
 
-fn is_configuration(name: &Path) -> bool {
+/// Whether a file of that name is read.
+pub(super) fn is_configuration(name: &Path) -> bool {
     let is_hidden = name.as_os_str().as_encoded_bytes().starts_with(b".");
     let extension = name.extension().and_then(|extension| extension.to_str());
     !is_hidden && extension.is_some_and(|extension| EXTENSIONS.contains(&extension))

@@ -85,23 +85,34 @@ impl Node {
     }
 
     pub(super) fn entries(&self) -> Option<&[Entry]> {
-        match &self.content {
-            Content::Mapping(entries) => Some(entries),
-            _ => None,
+        if let Content::Mapping(entries) = &self.content {
+            Some(entries)
+        } else {
+            None
         }
     }
 
     pub(super) fn entries_mut(&mut self) -> Option<&mut Vec<Entry>> {
-        match &mut self.content {
-            Content::Mapping(entries) => Some(entries),
-            _ => None,
+        if let Content::Mapping(entries) = &mut self.content {
+            Some(entries)
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn number(&self) -> Option<&str> {
+        if let Content::Number(text) = &self.content {
+            Some(text)
+        } else {
+            None
         }
     }
 
     pub(super) fn text(&self) -> Option<&str> {
-        match &self.content {
-            Content::Text(text) => Some(text),
-            _ => None,
+        if let Content::Text(text) = &self.content {
+            Some(text)
+        } else {
+            None
         }
     }
 
@@ -113,32 +124,32 @@ impl Node {
             .map(|entry| &entry.value)
     }
 
-    fn count(&self) -> usize {
-        match &self.content {
-            Content::Mapping(entries) => {
-                1 + entries
-                    .iter()
-                    .map(|entry| entry.value.count())
-                    .sum::<usize>()
+    /// How many values the tree has, and on how many levels.
+    fn measure(&self) -> Measure {
+        let children: &mut dyn Iterator<Item = &Self> = match &self.content {
+            Content::Mapping(entries) => &mut entries.iter().map(|entry| &entry.value),
+            Content::Sequence(items) => &mut items.iter(),
+            Content::Bool(_) | Content::Null | Content::Number(_) | Content::Text(_) => {
+                &mut std::iter::empty()
             }
-            Content::Sequence(items) => 1 + items.iter().map(Node::count).sum::<usize>(),
-            _ => 1,
-        }
+        };
+        children.map(Self::measure).fold(
+            Measure {
+                values: 1,
+                levels: 1,
+            },
+            |all, child| Measure {
+                values: all.values + child.values,
+                levels: all.levels.max(child.levels + 1),
+            },
+        )
     }
+}
 
-    fn height(&self) -> usize {
-        match &self.content {
-            Content::Mapping(entries) => {
-                1 + entries
-                    .iter()
-                    .map(|entry| entry.value.height())
-                    .max()
-                    .unwrap_or(0)
-            }
-            Content::Sequence(items) => 1 + items.iter().map(Node::height).max().unwrap_or(0),
-            _ => 1,
-        }
-    }
+#[derive(Clone, Copy, Debug)]
+struct Measure {
+    levels: usize,
+    values: usize,
 }
 
 /// Reads all documents of a file: those before the first mistake, and that mistake.
@@ -168,7 +179,8 @@ struct Open {
 
 #[derive(Debug, Default)]
 struct Builder {
-    aliased_values: usize,
+    /// Values of anchored nodes, each kept beside the tree, and of what aliases were replaced with.
+    copied_values: usize,
     anchors: HashMap<usize, Anchored>,
     document: usize,
     documents: Vec<Document>,
@@ -178,50 +190,44 @@ struct Builder {
 
 #[derive(Debug)]
 struct Anchored {
+    measure: Measure,
     node: Node,
-    count: usize,
-    height: usize,
 }
 
 impl Builder {
     fn handle(&mut self, event: Event<'_>, span: Span) -> Result<(), SyntaxError> {
-        match event {
-            Event::DocumentStart(..) => {
-                self.document += 1;
-                self.anchors.clear();
-            }
-            Event::DocumentEnd => self.end_document(),
-            Event::Scalar(text, style, anchor, tag) => {
-                let content = resolve_scalar(text.into_owned(), style, tag.as_deref())
-                    .ok_or_else(|| self.error(span, SyntaxReason::CustomTag))?;
-                self.place(
-                    Node {
-                        content,
-                        line: span.start.line(),
-                    },
-                    anchor,
-                    span,
-                )?;
-            }
-            Event::SequenceStart(_, anchor, tag) => {
-                self.open(Content::Sequence(Vec::new()), anchor, tag.as_deref(), span)?;
-            }
-            Event::MappingStart(_, anchor, tag) => {
-                self.open(Content::Mapping(Vec::new()), anchor, tag.as_deref(), span)?;
-            }
-            Event::SequenceEnd | Event::MappingEnd => {
-                if let Some(Open {
-                    anchor,
+        if let Event::DocumentStart(..) = event {
+            self.document += 1;
+            self.anchors.clear();
+        } else if let Event::DocumentEnd = event {
+            self.end_document();
+        } else if let Event::Scalar(text, style, anchor, tag) = event {
+            let content = resolve_scalar(text.into_owned(), style, tag.as_deref())
+                .ok_or_else(|| self.error(span, SyntaxReason::CustomTag))?;
+            self.place(
+                Node {
                     content,
-                    line,
-                    ..
-                }) = self.open.pop()
-                {
-                    self.place(Node { content, line }, anchor, span)?;
-                }
+                    line: span.start.line(),
+                },
+                anchor,
+                span,
+            )?;
+        } else if let Event::SequenceStart(_, anchor, tag) = event {
+            self.open(Content::Sequence(Vec::new()), anchor, tag.as_deref(), span)?;
+        } else if let Event::MappingStart(_, anchor, tag) = event {
+            self.open(Content::Mapping(Vec::new()), anchor, tag.as_deref(), span)?;
+        } else if let Event::SequenceEnd | Event::MappingEnd = event {
+            if let Some(Open {
+                anchor,
+                content,
+                line,
+                ..
+            }) = self.open.pop()
+            {
+                self.place(Node { content, line }, anchor, span)?;
             }
-            Event::Alias(id) => self.expand(id, span)?,
-            _ => {}
+        } else if let Event::Alias(id) = event {
+            self.expand(id, span)?;
         }
         Ok(())
     }
@@ -261,34 +267,34 @@ impl Builder {
 
     fn expand(&mut self, id: usize, span: Span) -> Result<(), SyntaxError> {
         // The parser knows the name, so the collection that has it is still open: a tree without end.
-        let Some(Anchored {
-            node,
-            count,
-            height,
-        }) = self.anchors.get(&id)
-        else {
+        let Some(Anchored { measure, node }) = self.anchors.get(&id) else {
             return Err(self.error(span, SyntaxReason::AliasLoop));
         };
-        self.aliased_values += count;
-        if self.aliased_values > MAX_ALIASED_VALUES {
-            return Err(self.error(span, SyntaxReason::AliasBudget));
-        }
-        if self.open.len() + height > MAX_DEPTH {
+        if self.open.len() + measure.levels > MAX_DEPTH {
             return Err(self.error(span, SyntaxReason::Depth));
         }
-        let node = node.clone();
+        let (values, node) = (measure.values, node.clone());
+        self.count_copied(values, span)?;
         self.place(node, 0, span)
+    }
+
+    fn count_copied(&mut self, values: usize, span: Span) -> Result<(), SyntaxError> {
+        self.copied_values += values;
+        if self.copied_values > MAX_ALIASED_VALUES {
+            return Err(self.error(span, SyntaxReason::AliasBudget));
+        }
+        Ok(())
     }
 
     fn place(&mut self, node: Node, anchor: usize, span: Span) -> Result<(), SyntaxError> {
         if anchor != 0 {
-            let (count, height) = (node.count(), node.height());
+            let measure = node.measure();
+            self.count_copied(measure.values, span)?;
             self.anchors.insert(
                 anchor,
                 Anchored {
+                    measure,
                     node: node.clone(),
-                    count,
-                    height,
                 },
             );
         }

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use prost::encoding::{WireType, encode_varint};
-use prost_reflect::{EnumDescriptor, Kind};
+use prost_reflect::{EnumDescriptor, EnumValueDescriptor, Kind};
 
 use super::{Content, Encoder, Entry, Node, Problem, kind_name, suggest};
 
@@ -76,52 +76,49 @@ impl<'a> Encoder<'a> {
     /// Reads a scalar of `kind`; says what is wrong and returns `None` if it is none.
     pub(super) fn scalar(&mut self, kind: &Kind, node: &'a Node) -> Option<Scalar> {
         match kind {
-            Kind::Bool => match node.content {
-                Content::Bool(value) => Some(Scalar::Varint(u64::from(value))),
-                _ => self.not_scalar(kind, node),
-            },
-            Kind::Bytes => match node.text() {
-                Some(text) => self.base64(text, node),
-                None => self.not_scalar(kind, node),
-            },
+            Kind::Bool => {
+                let Content::Bool(value) = node.content else {
+                    return self.not_scalar(kind, node);
+                };
+                Some(Scalar::Varint(u64::from(value)))
+            }
+            Kind::Bytes => self.base64(kind, node),
             Kind::Double => self
                 .float(kind, node)
                 .map(|value| Scalar::Fixed64(value.to_bits())),
             Kind::Enum(desc) => self.enumeration(desc, node),
-            Kind::Float => {
-                let value = self.float(kind, node)?;
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    reason = "rounding is meant, overflow is checked"
-                )]
-                let narrow = value as f32;
-                if value.is_finite() && narrow.is_infinite() {
-                    return self.out_of_range("a 32-bit floating-point number", node);
-                }
-                Some(Scalar::Fixed32(narrow.to_bits()))
-            }
+            Kind::Float => self.narrow_float(kind, node),
+            Kind::Fixed32
+            | Kind::Fixed64
+            | Kind::Int32
+            | Kind::Int64
+            | Kind::Sfixed32
+            | Kind::Sfixed64
+            | Kind::Sint32
+            | Kind::Sint64
+            | Kind::Uint32
+            | Kind::Uint64 => self.integer(kind, node),
             Kind::Message(_) => None,
             Kind::String => match node.text() {
                 Some(text) => Some(Scalar::Bytes(text.as_bytes().to_vec())),
                 None => self.not_scalar(kind, node),
             },
-            _ => self.integer(kind, node),
         }
     }
 
     /// Reads the key of a map entry, which JSON spells as a string whatever its type.
     pub(super) fn map_key(&mut self, kind: &Kind, entry: &'a Entry) -> Option<Scalar> {
         let key = &*entry.key;
-        let parsed = match kind {
-            Kind::String => Some(Scalar::Bytes(key.as_bytes().to_vec())),
-            Kind::Bool => key
-                .parse::<bool>()
+        let parsed = if matches!(kind, Kind::String) {
+            Some(Scalar::Bytes(key.as_bytes().to_vec()))
+        } else if matches!(kind, Kind::Bool) {
+            key.parse::<bool>()
                 .ok()
-                .map(|value| Scalar::Varint(u64::from(value))),
-            _ => key
-                .parse::<i128>()
+                .map(|value| Scalar::Varint(u64::from(value)))
+        } else {
+            key.parse::<i128>()
                 .ok()
-                .and_then(|value| narrow(kind, value)),
+                .and_then(|value| narrow(kind, value))
         };
         if parsed.is_none() {
             let expected = format!("{} as the key", kind_name(kind));
@@ -129,7 +126,7 @@ impl<'a> Encoder<'a> {
                 entry.line,
                 Problem::WrongType {
                     expected,
-                    found: "a string",
+                    found: "another key",
                     hint: "",
                 },
             );
@@ -138,17 +135,14 @@ impl<'a> Encoder<'a> {
     }
 
     fn integer(&mut self, kind: &Kind, node: &'a Node) -> Option<Scalar> {
-        let value = match &node.content {
-            Content::Number(text) => integer_of(text),
+        let value = match (node.number(), node.text()) {
+            (Some(number), _) => match integer_of(number) {
+                Some(value) => value,
+                None => return self.bad_format(kind_name(kind), node),
+            },
             // Proto3 JSON writes 64-bit numbers as strings.
-            Content::Text(text) => text.parse().ok(),
-            _ => None,
-        };
-        let Some(value) = value else {
-            return match node.content {
-                Content::Number(_) => self.bad_format(whole_number(kind), node),
-                _ => self.not_scalar(kind, node),
-            };
+            (None, Some(text)) if is_decimal(text) => text.parse().unwrap_or(i128::MAX),
+            (None, _) => return self.not_scalar(kind, node),
         };
         match narrow(kind, value) {
             Some(scalar) => Some(scalar),
@@ -157,61 +151,81 @@ impl<'a> Encoder<'a> {
     }
 
     fn float(&mut self, kind: &Kind, node: &'a Node) -> Option<f64> {
-        let value = match &node.content {
-            Content::Number(text) => float_of(text),
-            Content::Text(text) => match &**text {
-                "Infinity" => Some(f64::INFINITY),
-                "-Infinity" => Some(f64::NEG_INFINITY),
-                "NaN" => Some(f64::NAN),
-                text if text.starts_with(|char: char| char.is_ascii_digit() || char == '-') => {
-                    text.parse().ok().filter(|value: &f64| value.is_finite())
-                }
-                _ => None,
-            },
-            _ => None,
+        if let Some(number) = node.number() {
+            return match float_of(number) {
+                Some(value) => Some(value),
+                None => self.out_of_range("a 64-bit floating-point number", node),
+            };
+        }
+        let starts_as_number =
+            |text: &&str| text.starts_with(|char: char| char.is_ascii_digit() || char == '-');
+        let value = match node.text() {
+            Some("Infinity") => Some(f64::INFINITY),
+            Some("-Infinity") => Some(f64::NEG_INFINITY),
+            Some("NaN") => Some(f64::NAN),
+            // Rust's parser knows words that JSON does not.
+            text => text
+                .filter(starts_as_number)
+                .and_then(|text| text.parse().ok())
+                .filter(|value: &f64| value.is_finite()),
         };
         match value {
             Some(value) => Some(value),
-            None if matches!(node.content, Content::Number(_)) => {
-                self.out_of_range("a 64-bit floating-point number", node)
-            }
             None => self.not_scalar(kind, node),
         }
     }
 
+    fn narrow_float(&mut self, kind: &Kind, node: &'a Node) -> Option<Scalar> {
+        let wide = self.float(kind, node)?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "rounding is meant, overflow is checked"
+        )]
+        let narrow = wide as f32;
+        if wide.is_finite() && narrow.is_infinite() {
+            return self.out_of_range("a 32-bit floating-point number", node);
+        }
+        Some(Scalar::Fixed32(narrow.to_bits()))
+    }
+
     fn enumeration(&mut self, desc: &EnumDescriptor, node: &'a Node) -> Option<Scalar> {
-        let number = match &node.content {
-            Content::Text(name) => {
-                let Some(value) = desc.get_value_by_name(name) else {
-                    let values: Vec<_> = desc.values().collect();
-                    let suggestion = suggest(name, values.iter().map(|value| value.name()));
-                    let what = format!("value of {}", desc.full_name());
-                    self.fail(
-                        node.line,
-                        Problem::Unknown {
-                            found: name.to_string(),
-                            suggestion,
-                            what,
-                        },
-                    );
-                    return None;
-                };
-                value.number()
+        let number = if let Some(name) = node.text() {
+            let Some(value) = desc.get_value_by_name(name) else {
+                let values: Vec<EnumValueDescriptor> = desc.values().collect();
+                let suggestion = suggest(name, values.iter().map(EnumValueDescriptor::name));
+                let (found, of) = (name.to_owned(), Some(desc.full_name().to_owned()));
+                self.fail(
+                    node.line,
+                    Problem::Unknown {
+                        found,
+                        suggestion,
+                        of,
+                        what: "value",
+                    },
+                );
+                return None;
+            };
+            value.number()
+        } else if let Some(number) = node.number() {
+            // Open enums take any number: the proxy may be newer than this program.
+            match integer_of(number).and_then(|value| i32::try_from(value).ok()) {
+                Some(number) => number,
+                None => return self.out_of_range(range_name(&Kind::Int32), node),
             }
-            Content::Number(text) => {
-                match integer_of(text).and_then(|value| i32::try_from(value).ok()) {
-                    // Open enums take any number: the proxy may be newer than this program.
-                    Some(number) => number,
-                    None => return self.out_of_range("an enum value", node),
-                }
-            }
-            Content::Null if desc.full_name() == "google.protobuf.NullValue" => 0,
-            _ => return self.not_scalar(&Kind::Enum(desc.clone()), node),
+        } else if matches!(node.content, Content::Null)
+            && desc.full_name() == "google.protobuf.NullValue"
+        {
+            0
+        } else {
+            return self.not_scalar(&Kind::Enum(desc.clone()), node);
         };
         Some(Scalar::Varint(sign_extend(i64::from(number))))
     }
 
-    fn base64(&mut self, text: &str, node: &Node) -> Option<Scalar> {
+    fn base64(&mut self, kind: &Kind, node: &Node) -> Option<Scalar> {
+        let Some(text) = node.text() else {
+            return self.not_scalar(kind, node);
+        };
         let engine = if text.contains(['-', '_']) {
             URL_SAFE
         } else {
@@ -264,6 +278,11 @@ fn integer_of(text: &str) -> Option<i128> {
     (value.is_finite() && value.fract() == 0.0).then_some(value as i128)
 }
 
+fn is_decimal(text: &str) -> bool {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 fn float_of(text: &str) -> Option<f64> {
     match text {
         ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" => Some(f64::INFINITY),
@@ -313,7 +332,13 @@ fn narrow(kind: &Kind, value: i128) -> Option<Scalar> {
             .ok()
             .map(|value| Scalar::Varint(value.into())),
         Kind::Uint64 => u64::try_from(value).ok().map(Scalar::Varint),
-        _ => None,
+        Kind::Bool
+        | Kind::Bytes
+        | Kind::Double
+        | Kind::Enum(_)
+        | Kind::Float
+        | Kind::Message(_)
+        | Kind::String => None,
     }
 }
 
@@ -321,24 +346,15 @@ fn sign_extend(value: i64) -> u64 {
     value.cast_unsigned()
 }
 
-fn whole_number(kind: &Kind) -> &'static str {
-    match kind {
-        Kind::Fixed32 | Kind::Fixed64 | Kind::Uint32 | Kind::Uint64 => {
-            "a whole number that is not negative"
-        }
-        _ => "a whole number",
-    }
-}
-
+/// The range of an integer type, for an error.
 fn range_name(kind: &Kind) -> &'static str {
-    match kind {
-        Kind::Int32 | Kind::Sfixed32 | Kind::Sint32 => {
-            "a 32-bit integer (-2147483648 to 2147483647)"
-        }
-        Kind::Int64 | Kind::Sfixed64 | Kind::Sint64 => {
-            "a 64-bit integer (-9223372036854775808 to 9223372036854775807)"
-        }
-        Kind::Fixed32 | Kind::Uint32 => "an unsigned 32-bit integer (0 to 4294967295)",
-        _ => "an unsigned 64-bit integer (0 to 18446744073709551615)",
+    if matches!(kind, Kind::Int32 | Kind::Sfixed32 | Kind::Sint32) {
+        "a 32-bit integer (-2147483648 to 2147483647)"
+    } else if matches!(kind, Kind::Int64 | Kind::Sfixed64 | Kind::Sint64) {
+        "a 64-bit integer (-9223372036854775808 to 9223372036854775807)"
+    } else if matches!(kind, Kind::Fixed32 | Kind::Uint32) {
+        "an unsigned 32-bit integer (0 to 4294967295)"
+    } else {
+        "an unsigned 64-bit integer (0 to 18446744073709551615)"
     }
 }

@@ -30,7 +30,7 @@ impl<'a> Encoder<'a> {
             "Any" => self.any(node, out),
             "BoolValue" | "BytesValue" | "DoubleValue" | "FloatValue" | "Int32Value"
             | "Int64Value" | "StringValue" | "UInt32Value" | "UInt64Value" => {
-                self.wrapper(desc, node, out)
+                self.wrapper(desc, node, out);
             }
             "Duration" => self.duration(node, out),
             "FieldMask" => self.field_mask(node, out),
@@ -96,12 +96,13 @@ impl<'a> Encoder<'a> {
             if found.is_none() {
                 let messages: Vec<MessageDescriptor> = encoder.pool.all_messages().collect();
                 let suggestion = suggest(name, messages.iter().map(MessageDescriptor::full_name));
-                let what = "message type".to_owned();
+                let (of, what) = (None, "message type");
                 encoder.fail(
                     entry.value.line,
                     Problem::Unknown {
                         found: name.to_owned(),
                         suggestion,
+                        of,
                         what,
                     },
                 );
@@ -124,12 +125,13 @@ impl<'a> Encoder<'a> {
         {
             self.within(Segment::Key(&entry.key), |encoder| {
                 let suggestion = suggest(&entry.key, ["value"].into_iter());
-                let what = format!("key of {} in an Any", desc.full_name());
+                let (of, what) = (Some(format!("{} in an Any", desc.full_name())), "key");
                 encoder.fail(
                     entry.line,
                     Problem::Unknown {
                         found: entry.key.to_string(),
                         suggestion,
+                        of,
                         what,
                     },
                 );
@@ -138,7 +140,7 @@ impl<'a> Encoder<'a> {
         match node.lookup("value") {
             Some(value) => {
                 self.within(Segment::Key("value"), |encoder| {
-                    encoder.message(desc, value, out)
+                    encoder.message(desc, value, out);
                 });
             }
             None => self.fail(node.line, Problem::MissingKey { key: "value" }),
@@ -227,7 +229,7 @@ impl<'a> Encoder<'a> {
             let (mut pair, mut value) = (Vec::new(), Vec::new());
             put_bytes(1, field.key.as_bytes(), &mut pair);
             self.within(Segment::Key(&field.key), |encoder| {
-                encoder.value(&field.value, &mut value)
+                encoder.value(&field.value, &mut value);
             });
             put_bytes(2, &value, &mut pair);
             put_bytes(1, &pair, out);
@@ -241,7 +243,7 @@ impl<'a> Encoder<'a> {
         for (index, item) in items.iter().enumerate() {
             let mut value = Vec::new();
             self.within(Segment::Index(index), |encoder| {
-                encoder.value(item, &mut value)
+                encoder.value(item, &mut value);
             });
             put_bytes(1, &value, out);
         }

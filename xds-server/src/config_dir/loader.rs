@@ -1,0 +1,319 @@
+//! Text to documents: the frame of each, its resources, and all that is wrong with them.
+
+use std::sync::Arc;
+
+use isthmus_api::API_VERSION;
+use isthmus_api::envoy_resources::{EnvoyResources, KIND};
+use prost_reflect::DescriptorPool;
+use serde::Deserialize;
+
+use super::encode::{Finding, encode_resource, message_of};
+use super::error::{ConfigError, Origin, Place, Problem, ResourceLabel};
+use super::limits::MAX_ERRORS;
+use super::name::{name_field, name_of};
+use super::unique::check_names;
+use super::yaml::{self, Content, Document, Node, SyntaxError, SyntaxReason};
+use super::{LoadedConfig, LoadedDocument, LoadedResource};
+
+/// Collects the documents of files and everything that is wrong with them.
+#[derive(Debug)]
+pub(super) struct Loader {
+    documents: Vec<LoadedDocument>,
+    errors: Vec<ConfigError>,
+    pool: &'static DescriptorPool,
+}
+
+impl Loader {
+    pub(super) fn new() -> Self {
+        Self {
+            documents: Vec::new(),
+            errors: Vec::new(),
+            pool: isthmus_proto::descriptor_pool(),
+        }
+    }
+
+    /// Takes a file's text.
+    pub(super) fn file(&mut self, file: &Arc<str>, text: &str) {
+        let (documents, syntax_error) = yaml::parse_documents(text);
+        if documents.is_empty() && syntax_error.is_none() {
+            self.error(file, Problem::EmptyFile);
+        }
+        for document in documents {
+            self.document(file, document);
+        }
+        if let Some(error) = syntax_error {
+            self.errors.push(from_syntax(file, error));
+        }
+    }
+
+    /// Takes what is wrong with a file or the directory.
+    pub(super) fn error(&mut self, file: &Arc<str>, problem: Problem) {
+        self.errors.push(ConfigError::of_file(file, problem));
+    }
+
+    fn document(&mut self, file: &Arc<str>, document: Document) {
+        let Document { number, mut root } = document;
+        let name = root
+            .lookup("metadata")
+            .and_then(|metadata| metadata.lookup("name"));
+        let place = Place {
+            file: Arc::clone(file),
+            line: Some(root.line),
+            column: None,
+            document: Some(number),
+            document_name: name
+                .and_then(Node::text)
+                .filter(|name| !name.is_empty())
+                .map(Arc::from),
+            path: None,
+            resource: None,
+        };
+        if let Some((path, line, problem)) = misfit(&root) {
+            let place = Place {
+                path: Some(path),
+                line: Some(line),
+                ..place
+            };
+            self.errors.push(ConfigError { place, problem });
+            return;
+        }
+        let resources = take_resources(&mut root);
+        let frame = EnvoyResources::deserialize(&root);
+        let resources = self.resources(&place, resources.as_ref());
+        let frame = match frame {
+            Ok(frame) if frame.metadata.name.is_empty() => {
+                let place = Place {
+                    path: Some("metadata.name".to_owned()),
+                    ..place
+                };
+                self.errors.push(ConfigError {
+                    place,
+                    problem: Problem::EmptyName,
+                });
+                return;
+            }
+            Ok(frame) => frame,
+            Err(error) => {
+                let (path, line, problem) = error.into_parts();
+                let place = Place {
+                    path: Some(path),
+                    line: line.or(place.line),
+                    ..place
+                };
+                self.errors.push(ConfigError { place, problem });
+                return;
+            }
+        };
+        self.documents.push(LoadedDocument {
+            name: frame.metadata.name.into(),
+            origin: Origin {
+                file: Arc::clone(file),
+                document: number,
+                line: root.line,
+                resource: None,
+            },
+            selector: frame.spec.selector,
+            resources,
+        });
+    }
+
+    fn resources(&mut self, place: &Place, resources: Option<&Node>) -> Vec<LoadedResource> {
+        const PATH: &str = "spec.resources";
+        let Some(node) = resources else {
+            return Vec::new();
+        };
+        let Content::Sequence(items) = &node.content else {
+            let place = Place {
+                path: Some(PATH.to_owned()),
+                line: Some(node.line),
+                ..place.clone()
+            };
+            let problem = Problem::WrongType {
+                expected: "a list".to_owned(),
+                found: node.type_name(),
+                hint: "",
+            };
+            self.errors.push(ConfigError { place, problem });
+            return Vec::new();
+        };
+        let mut loaded = Vec::with_capacity(items.len());
+        for (index, item) in items.iter().enumerate() {
+            match self.resource(place, index, item, &format!("{PATH}[{index}]")) {
+                Ok(resource) => loaded.push(resource),
+                Err(findings) => {
+                    let label = self.label(item);
+                    self.errors.extend(findings.into_iter().map(
+                        |Finding {
+                             line,
+                             path,
+                             problem,
+                         }| {
+                            let (line, path, resource) = (Some(line), Some(path), label.clone());
+                            ConfigError {
+                                place: Place {
+                                    line,
+                                    path,
+                                    resource,
+                                    ..place.clone()
+                                },
+                                problem,
+                            }
+                        },
+                    ));
+                }
+            }
+            if self.errors.len() >= MAX_ERRORS {
+                break;
+            }
+        }
+        loaded
+    }
+
+    fn resource(
+        &self,
+        place: &Place,
+        index: usize,
+        node: &Node,
+        path: &str,
+    ) -> Result<LoadedResource, Vec<Finding>> {
+        let encoded = encode_resource(self.pool, node, path)?;
+        let at_node = |problem| {
+            vec![Finding {
+                line: node.line,
+                path: path.to_owned(),
+                problem,
+            }]
+        };
+        let message = &encoded.message;
+        let Some(field) = name_field(message) else {
+            let message = message.full_name().to_owned();
+            return Err(at_node(Problem::Nameless { message }));
+        };
+        match name_of(&field, node) {
+            Some("") => Err(vec![Finding {
+                line: node.line,
+                path: format!("{path}.{}", field.name()),
+                problem: Problem::EmptyName,
+            }]),
+            Some(name) => Ok(LoadedResource {
+                type_url: encoded.type_url,
+                name: name.into(),
+                value: encoded.value.into(),
+                origin: Origin {
+                    file: Arc::clone(&place.file),
+                    document: place.document.unwrap_or(1),
+                    line: node.line,
+                    resource: Some(index),
+                },
+            }),
+            None => Err(at_node(Problem::MissingName {
+                field: field.name().to_owned(),
+            })),
+        }
+    }
+
+    fn label(&self, node: &Node) -> Option<ResourceLabel> {
+        let message = message_of(self.pool, node)?;
+        let name = name_field(&message).and_then(|field| name_of(&field, node).map(Arc::from));
+        Some(ResourceLabel {
+            message: message.full_name().into(),
+            name,
+        })
+    }
+
+    /// Checks what only all files together show, and gives the outcome.
+    pub(super) fn finish(mut self) -> Result<LoadedConfig, Vec<ConfigError>> {
+        check_names(&self.documents, &mut self.errors);
+        if self.errors.is_empty() {
+            return Ok(LoadedConfig {
+                documents: self.documents,
+            });
+        }
+        self.errors.truncate(MAX_ERRORS);
+        Err(self.errors)
+    }
+}
+
+/// Tells what is wrong if the tree is no document of this kind: path, line and problem.
+fn misfit(root: &Node) -> Option<(String, usize, Problem)> {
+    let fail = |path: &str, line, problem| Some((path.to_owned(), line, problem));
+    if root.entries().is_none() {
+        let expected = format!("a mapping with apiVersion, kind, metadata and spec ({KIND})");
+        let problem = Problem::WrongType {
+            expected,
+            found: root.type_name(),
+            hint: "",
+        };
+        return fail("", root.line, problem);
+    }
+    for (key, expected) in [("apiVersion", API_VERSION), ("kind", KIND)] {
+        let Some(value) = root.lookup(key) else {
+            return fail("", root.line, Problem::MissingKey { key });
+        };
+        let problem = match value.text() {
+            Some(found) if found == expected => continue,
+            Some(found) if key == "kind" => Problem::BadKind {
+                expected,
+                found: found.to_owned(),
+            },
+            Some(found) => Problem::BadApiVersion {
+                expected,
+                found: found.to_owned(),
+            },
+            None => Problem::WrongType {
+                expected: "a string".to_owned(),
+                found: value.type_name(),
+                hint: "",
+            },
+        };
+        return fail(key, value.line, problem);
+    }
+    None
+}
+
+/// Takes `spec.resources` out of the tree, so that reading the frame does not copy them. If the key is there
+/// twice it stays, for the frame's reader to find.
+fn take_resources(root: &mut Node) -> Option<Node> {
+    let spec = root
+        .entries_mut()?
+        .iter_mut()
+        .find(|entry| &*entry.key == "spec")?;
+    let entries = spec.value.entries_mut()?;
+    let mut places = entries
+        .iter()
+        .enumerate()
+        .filter(|(_, entry)| &*entry.key == "resources");
+    let (index, _) = places.next()?;
+    if places.next().is_some() {
+        return None;
+    }
+    Some(entries.remove(index).value)
+}
+
+fn from_syntax(file: &Arc<str>, error: SyntaxError) -> ConfigError {
+    let SyntaxError {
+        document,
+        line,
+        column,
+        reason,
+    } = error;
+    let problem = match reason {
+        SyntaxReason::AliasBudget => Problem::TooManyAliases,
+        SyntaxReason::AliasLoop => Problem::AliasLoop,
+        SyntaxReason::ComplexKey => Problem::Unsupported {
+            what: "null, lists and mappings as keys",
+        },
+        SyntaxReason::CustomTag => Problem::Unsupported {
+            what: "custom tags",
+        },
+        SyntaxReason::Depth => Problem::TooDeep,
+        SyntaxReason::Scan(reason) => Problem::Syntax { reason },
+    };
+    let place = Place {
+        line: Some(line),
+        column: Some(column),
+        document: Some(document),
+        ..Place::of_file(file)
+    };
+    ConfigError { place, problem }
+}
