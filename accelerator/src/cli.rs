@@ -1,6 +1,6 @@
 //! The command line: what can be asked, and nothing that answers.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -86,6 +86,10 @@ pub struct Run {
     /// The file to follow, a YAML document of kind `NodeConfig`.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+
+    /// Address for /livez, /readyz and /metrics; none if left out.
+    #[arg(long, value_name = "ADDR")]
+    pub admin_listen: Option<SocketAddr>,
 
     /// How to write logs.
     #[arg(default_value = "text", long, value_enum, value_name = "FORMAT")]

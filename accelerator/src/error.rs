@@ -1,6 +1,6 @@
 //! Why a command failed, and what that makes of its exit code.
 
-use std::{error::Error, io};
+use std::{error::Error, io, net::SocketAddr};
 
 use isthmus_accel_datapath::DatapathError;
 
@@ -14,6 +14,14 @@ pub const EXIT_FAILED: u8 = 1;
 /// Why a command failed. Audience: the operator, as one line.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
+    /// The admin endpoint.
+    #[error("{addr} cannot be listened on; give another address with --admin-listen")]
+    Admin {
+        /// The address.
+        addr: SocketAddr,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The file to follow.
     #[error(transparent)]
     Config(#[from] ConfigFileError),
@@ -40,7 +48,8 @@ impl CommandError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Datapath(DatapathError::Missing { .. }) => EXIT_MISSING,
-            Self::Config(_)
+            Self::Admin { .. }
+            | Self::Config(_)
             | Self::Datapath(_)
             | Self::Output(_)
             | Self::Runtime(_)

@@ -14,10 +14,12 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod admin;
 pub mod agent;
 pub mod cli;
 pub mod config_file;
 pub mod error;
+pub mod metrics;
 pub mod resolve;
 pub mod run;
 pub mod runtime_dir;

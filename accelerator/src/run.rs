@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -11,15 +11,18 @@ use isthmus_accel_datapath::{Datapath, DatapathError};
 use isthmus_api::node_config::NodeConfig;
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::mpsc,
     time::{Instant, sleep_until},
 };
 
 use crate::{
+    admin::{Answer, Question},
     agent::{Agent, Change, Condition, Step},
     config_file::{ConfigFile, ConfigFileError, Look, SETTLE},
-    error::CommandError,
+    error::{CommandError, render_chain},
     resolve,
     runtime_dir::{Roster, RosterPod, RuntimeDir},
+    status::{self, AgentStatus},
     watch::DirWatch,
 };
 
@@ -37,13 +40,14 @@ const COALESCE: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 ///
-/// Returns [`CommandError`] if it cannot start: the file is bad, or the datapath does not take its
+/// Returns [`CommandError`] if it cannot start, most often because the datapath does not take the
 /// pods. Later failures are logged and tried again.
 pub async fn run<D: Datapath>(
     datapath: D,
-    config: PathBuf,
+    (config_file, config): (ConfigFile, NodeConfig),
     runtime_dir: RuntimeDir,
     pin_dir: PathBuf,
+    mut questions: Option<mpsc::Receiver<Question>>,
     out: &mut (dyn Write + Send),
 ) -> Result<(), CommandError> {
     // Before anything else, so that no signal is missed.
@@ -51,8 +55,8 @@ pub async fn run<D: Datapath>(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CommandError::Signals)?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(CommandError::Signals)?;
 
-    let mut rounds = Rounds::new(datapath, config, runtime_dir);
-    rounds.start().await?;
+    let mut rounds = Rounds::new(datapath, config_file, runtime_dir);
+    rounds.start(config)?;
     writeln!(out, "{}", rounds.ready_line(&pin_dir)?)
         .and_then(|()| out.flush())
         .map_err(CommandError::Output)?;
@@ -71,6 +75,10 @@ pub async fn run<D: Datapath>(
                 rounds.retries = 0;
                 next = next.min(Instant::now() + COALESCE);
             }
+            Some(question) = asked(&mut questions) => {
+                // Whoever asked may have lost patience.
+                let _ = question.reply.send(rounds.answer(&pin_dir));
+            }
             () = sleep_until(next) => {
                 rounds.round();
                 next = Instant::now() + rounds.delay();
@@ -85,6 +93,28 @@ pub async fn run<D: Datapath>(
     Ok(())
 }
 
+async fn asked(questions: &mut Option<mpsc::Receiver<Question>>) -> Option<Question> {
+    match questions {
+        Some(questions) => questions.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads the FILE for the first time, when there is no last good one to fall back to.
+///
+/// # Errors
+///
+/// Returns [`ConfigFileError`] if it is bad.
+pub async fn read_first(path: PathBuf) -> Result<(ConfigFile, NodeConfig), ConfigFileError> {
+    let mut file = ConfigFile::new(path);
+    loop {
+        match file.look_at(SystemTime::now())? {
+            Look::Changed(config) => return Ok((file, config)),
+            Look::Unsettled | Look::Unchanged => tokio::time::sleep(SETTLE).await,
+        }
+    }
+}
+
 struct Rounds<D> {
     agent: Agent<D>,
     config_file: ConfigFile,
@@ -97,13 +127,13 @@ struct Rounds<D> {
 }
 
 impl<D: Datapath> Rounds<D> {
-    fn new(datapath: D, config: PathBuf, runtime_dir: RuntimeDir) -> Self {
+    fn new(datapath: D, config_file: ConfigFile, runtime_dir: RuntimeDir) -> Self {
         let watch = DirWatch::new().inspect_err(|error| {
             tracing::warn!(%error, "files cannot be watched; changes are found every {ROUND:?}");
         });
         Self {
             agent: Agent::new(datapath),
-            config_file: ConfigFile::new(config),
+            config_file,
             has_failed: false,
             is_unsettled: false,
             retries: 0,
@@ -113,14 +143,7 @@ impl<D: Datapath> Rounds<D> {
         }
     }
 
-    // There is no last good configuration to fall back to, so a bad one is an error here.
-    async fn start(&mut self) -> Result<(), CommandError> {
-        let config = loop {
-            match self.config_file.look_at(SystemTime::now())? {
-                Look::Changed(config) => break config,
-                Look::Unsettled | Look::Unchanged => tokio::time::sleep(SETTLE).await,
-            }
-        };
+    fn start(&mut self, config: NodeConfig) -> Result<(), DatapathError> {
         self.adopt(config);
         self.look_up();
         let step = self.agent.converge()?;
@@ -177,8 +200,7 @@ impl<D: Datapath> Rounds<D> {
 
     fn fail(&mut self, error: &DatapathError) {
         self.has_failed = true;
-        let error: &dyn std::error::Error = error;
-        let chain = crate::error::render_chain(error);
+        let chain = render_chain(error);
         tracing::error!("{chain}; pods that are not loaded are left to iptables");
     }
 
@@ -232,7 +254,20 @@ impl<D: Datapath> Rounds<D> {
         ROUND
     }
 
-    fn ready_line(&self, pin_dir: &std::path::Path) -> Result<String, DatapathError> {
+    fn answer(&self, pin_dir: &Path) -> Answer {
+        let roster = self.roster.clone().unwrap_or_default();
+        let agent = AgentStatus {
+            is_running: true,
+            pid: Some(std::process::id()),
+        };
+        let status = status::collect(self.agent.datapath(), &roster, agent, pin_dir.to_owned());
+        Answer {
+            is_ready: !self.has_failed,
+            status: status.map_err(|error| render_chain(&error)),
+        }
+    }
+
+    fn ready_line(&self, pin_dir: &Path) -> Result<String, DatapathError> {
         let conditions = self.agent.conditions().values();
         let accelerated = conditions
             .filter(|condition| matches!(condition, Condition::Accelerated(_)))

@@ -1,28 +1,29 @@
-//! Looks behind real network namespaces. Needs root and iproute2.
+//! Looks behind real network namespaces.
 
 use std::{
     collections::BTreeSet,
     fs::{self, File},
     net::IpAddr,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use isthmus_accelerator::resolve::{LookupError, Namespace, look_up};
+
+use crate::netns::{Netns, require_root};
 
 #[test]
 fn finds_the_cookie_and_the_addresses() {
     let pod = Netns::add("found");
     assert!(
-        matches!(pod.look_up(), Err(LookupError::NoAddress { .. })),
+        matches!(look_up_pod(&pod), Err(LookupError::NoAddress { .. })),
         "loopback does not count"
     );
 
     pod.give_addr("198.18.77.1/24");
-    let first = pod.look_up().expect("it has an address");
+    let first = look_up_pod(&pod).expect("it has an address");
     assert_eq!(first.addrs, [IpAddr::from([198, 18, 77, 1])].into());
     pod.give_addr("198.18.78.1/24");
-    let second = pod.look_up().expect("it has addresses");
+    let second = look_up_pod(&pod).expect("it has addresses");
     assert_eq!(second.cookie, first.cookie);
     assert_eq!(second.addrs.len(), 2);
 }
@@ -31,7 +32,7 @@ fn finds_the_cookie_and_the_addresses() {
 fn every_namespace_has_its_own_cookie_even_under_one_name() {
     let first = Netns::add("anew");
     first.give_addr("198.18.77.1/24");
-    let old = first.look_up().expect("it has an address");
+    let old = look_up_pod(&first).expect("it has an address");
     let name = first.name.clone();
     drop(first);
     assert!(matches!(
@@ -43,7 +44,7 @@ fn every_namespace_has_its_own_cookie_even_under_one_name() {
     assert_eq!(second.name, name);
     second.give_addr("198.18.77.1/24");
     assert_ne!(
-        second.look_up().expect("it has an address").cookie,
+        look_up_pod(&second).expect("it has an address").cookie,
         old.cookie
     );
 }
@@ -86,7 +87,7 @@ fn the_caller_stays_where_it_is() {
     pod.give_addr("198.18.77.1/24");
     let own = || fs::read_link("/proc/thread-self/ns/net").expect("procfs");
     let before = own();
-    pod.look_up().expect("it has an address");
+    look_up_pod(&pod).expect("it has an address");
     assert_eq!(own(), before);
 }
 
@@ -105,68 +106,11 @@ fn one_look_serves_many() {
     assert_eq!(cookies.len(), 3);
 }
 
+fn look_up_pod(pod: &Netns) -> Result<Namespace, LookupError> {
+    look_at(&Netns::path_of(&pod.name))
+}
+
 fn look_at(path: &Path) -> Result<Namespace, LookupError> {
     let mut found = look_up([path.to_owned()].into()).expect("a thread can be made");
     found.remove(path).expect("every path gets an answer")
-}
-
-fn require_root() {
-    assert!(
-        nix::unistd::geteuid().is_root(),
-        "this test enters network namespaces: run it as root"
-    );
-}
-
-/// A network namespace with a pair of interfaces, removed on drop, a panic included.
-struct Netns {
-    name: String,
-}
-
-impl Netns {
-    fn add(suffix: &str) -> Self {
-        require_root();
-        let name = format!("isthmus-t{}-{suffix}", std::process::id());
-        ip(&["netns", "add", &name]);
-        let netns = Self { name };
-        netns.ip(&["link", "set", "lo", "up"]);
-        netns.ip(&[
-            "link", "add", "eth0", "type", "veth", "peer", "name", "eth1",
-        ]);
-        netns.ip(&["link", "set", "eth0", "up"]);
-        netns
-    }
-
-    fn path_of(name: &str) -> PathBuf {
-        Path::new("/run/netns").join(name)
-    }
-
-    fn give_addr(&self, addr: &str) {
-        self.ip(&["addr", "add", addr, "dev", "eth0"]);
-    }
-
-    fn look_up(&self) -> Result<Namespace, LookupError> {
-        look_at(&Self::path_of(&self.name))
-    }
-
-    fn ip(&self, args: &[&str]) {
-        ip(&[&["-n", &self.name], args].concat());
-    }
-}
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        // A second panic would end the process before the other namespaces are gone.
-        let _ = Command::new("ip")
-            .args(["netns", "del", &self.name])
-            .status();
-    }
-}
-
-fn ip(args: &[&str]) {
-    let output = Command::new("ip")
-        .args(args)
-        .output()
-        .expect("iproute2 is installed");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {}: {errors}", args.join(" "));
 }
