@@ -58,7 +58,10 @@ pub mod program {
     /// `sk_msg`: the latch. Linux 4.17; its netns cookie 5.15.
     pub const SK_MSG: &str = "isthmus_skmsg";
 
-    /// Every program, in the order in which they are attached.
+    /// Attached nowhere; run by the agent to ask how many bytes lie unread at a socket. Linux 5.10.
+    pub const PARKED: &str = "isthmus_parked";
+
+    /// Every attached program, in the order in which they are attached.
     pub const ALL: [&str; 4] = [SK_MSG, SOCK_OPS, GETSOCKOPT, CONNECT4];
 }
 

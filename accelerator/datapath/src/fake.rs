@@ -1,6 +1,6 @@
 //! The datapath as values in memory, for tests of everything above it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use isthmus_accel_abi::{
     Counter, HopKey, HopStats, MAX_CIDR_RULES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, map,
@@ -82,6 +82,10 @@ impl Datapath for FakeDatapath {
 
     fn pairs(&self, limit: usize) -> Result<Vec<PairRow>, DatapathError> {
         Ok(self.pairs.iter().take(limit).copied().collect())
+    }
+
+    fn sweep(&mut self, _older_than: Duration) -> Result<usize, DatapathError> {
+        Ok(0)
     }
 
     fn map_usage(&self) -> Result<Vec<MapUsage>, DatapathError> {

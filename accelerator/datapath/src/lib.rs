@@ -12,6 +12,7 @@
 #![warn(missing_docs)]
 
 pub mod fake;
+pub mod linux;
 mod netns;
 mod rows;
 

@@ -1,6 +1,6 @@
 //! The trait, what it returns, and how it fails.
 
-use std::{fmt, io, path::PathBuf};
+use std::{fmt, io, path::PathBuf, time::Duration};
 
 use isthmus_accel_abi::{Counter, HopKey, HopStats, SockKey};
 use isthmus_accel_core::{MapOp, State};
@@ -55,6 +55,15 @@ pub trait Datapath: fmt::Debug {
     ///
     /// Returns [`DatapathError::Map`] if a map cannot be read.
     fn map_usage(&self) -> Result<Vec<MapUsage>, DatapathError>;
+
+    /// Gives up handshakes that are older than `older_than`: their connect call failed before it sent
+    /// anything, which the kernel tells no program. Returns how many. Call it every minute or so with
+    /// [`isthmus_accel_abi::HANDSHAKE_MAX_AGE_SECONDS`].
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if a map cannot be read or written.
+    fn sweep(&mut self, older_than: Duration) -> Result<usize, DatapathError>;
 }
 
 /// Counters of one hop of one sending pod.

@@ -1,0 +1,283 @@
+//! The datapath of the running kernel.
+
+mod btf;
+mod detach;
+mod load;
+mod maps;
+mod mounts;
+mod pins;
+mod sys;
+
+use std::{os::fd::AsFd, path::Path, time::Duration};
+
+use isthmus_accel_abi::{
+    ABI_VERSION, Counter, HopStats, RULE_PRESENT, Settings, SettingsMode, map, program,
+};
+use isthmus_accel_core::{MapOp, State};
+
+pub use self::{
+    btf::{KernelOffsets, VMLINUX_BTF},
+    detach::{DetachReport, detach},
+    load::LoadOptions,
+    mounts::{BpfFs, DEFAULT_BPFFS, DEFAULT_PIN_DIR, cgroup_root, ensure_bpffs, is_bpffs},
+};
+use self::{
+    load::Hook,
+    maps::{Maps, TypedMap},
+    pins::Pins,
+};
+use crate::{CounterRow, Datapath, DatapathError, HopRow, MapUsage, PairRow, ProgramRow};
+
+/// The pinned programs and maps of the running kernel.
+///
+/// Dropping it changes nothing in the kernel: what is pinned goes on.
+#[derive(Debug)]
+pub struct LinuxDatapath {
+    pins: Pins,
+    maps: Maps,
+}
+
+impl LinuxDatapath {
+    /// Adopts what is pinned under `pin_dir`, and loads and attaches what is missing. Programs of
+    /// another build are replaced in place, on the same maps. Takes about 0.2 s.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::OtherAbi`] if the pinned maps have other layouts,
+    /// [`DatapathError::Missing`], [`DatapathError::Load`] or [`DatapathError::Program`] if the
+    /// kernel or the caller's rights do not suffice.
+    pub fn open_or_load(
+        pin_dir: &Path,
+        cgroup_root: &Path,
+        options: &LoadOptions,
+    ) -> Result<Self, DatapathError> {
+        ensure_bpffs(pin_dir)?;
+        let pins = Pins::new(pin_dir);
+        let maps = load::load(&pins, cgroup_root, options)?;
+        Ok(Self { pins, maps })
+    }
+
+    /// Opens what is pinned, with or without an agent that runs.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::NotLoaded`] if nothing is, [`DatapathError::OtherAbi`] if it has
+    /// other layouts.
+    pub fn open_pinned(pin_dir: &Path) -> Result<Self, DatapathError> {
+        let pins = Pins::new(pin_dir);
+        if !pins.map(map::SETTINGS).exists() {
+            return Err(DatapathError::NotLoaded {
+                path: pin_dir.to_owned(),
+            });
+        }
+        let found = Maps::settings(&pins)?.abi_version;
+        if found != ABI_VERSION {
+            return Err(DatapathError::OtherAbi {
+                path: pin_dir.to_owned(),
+                found,
+                expected: ABI_VERSION,
+            });
+        }
+        let maps = Maps::open(&pins)?;
+        Ok(Self { pins, maps })
+    }
+
+    /// Returns the pin directory.
+    pub fn pin_dir(&self) -> &Path {
+        self.pins.dir()
+    }
+
+    /// Tells whether messages may skip TCP.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if the map cannot be read.
+    pub fn mode(&self) -> Result<SettingsMode, DatapathError> {
+        Ok(self.maps.settings.get(&0)?.unwrap_or_default().mode)
+    }
+
+    /// Allows or forbids messages to skip TCP, for all sockets at once.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if the map cannot be written.
+    pub fn switch_mode(&mut self, mode: SettingsMode) -> Result<(), DatapathError> {
+        self.maps.settings.put(
+            &0,
+            &Settings {
+                abi_version: ABI_VERSION,
+                mode,
+            },
+        )
+    }
+
+    fn usage<K: bytemuck::Pod, V: bytemuck::Pod>(
+        map: &TypedMap<K, V>,
+    ) -> Result<MapUsage, DatapathError> {
+        Ok(MapUsage {
+            name: map.name,
+            entries: u32::try_from(map.keys()?.len()).unwrap_or(u32::MAX),
+            max_entries: map.max_entries,
+        })
+    }
+}
+
+impl Datapath for LinuxDatapath {
+    fn loaded(&self) -> Result<State, DatapathError> {
+        Ok(State {
+            addrs: self.maps.addrs.entries()?.into_iter().collect(),
+            cidrs: self.maps.cidrs.keys()?.into_iter().collect(),
+            pods: self.maps.pods.entries()?.into_iter().collect(),
+            ports: self.maps.ports.keys()?.into_iter().collect(),
+        })
+    }
+
+    fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError> {
+        let maps = &self.maps;
+        match op {
+            MapOp::PutPort(key) => maps.ports.put(key, &RULE_PRESENT),
+            MapOp::PutCidr(key) => maps.cidrs.put(key, &RULE_PRESENT),
+            MapOp::PutPod {
+                netns_cookie,
+                config,
+            } => maps.pods.put(netns_cookie, config),
+            MapOp::PutAddr { addr, netns_cookie } => maps.addrs.put(addr, netns_cookie),
+            MapOp::RemoveAddr { addr } => maps.addrs.remove(addr).map(drop),
+            MapOp::RemoveCidr(key) => maps.cidrs.remove(key).map(drop),
+            MapOp::RemovePort(key) => maps.ports.remove(key).map(drop),
+            MapOp::RemovePod { netns_cookie } => {
+                maps.pods.remove(netns_cookie)?;
+                let rows = maps.hops.keys()?;
+                for row in rows.iter().filter(|row| row.netns_cookie == *netns_cookie) {
+                    maps.hops.remove(row)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError> {
+        let mut rows = Vec::new();
+        for key in self.maps.hops.keys()? {
+            let mut stats = HopStats::default();
+            for cpu in self.maps.hops.per_cpu(&key)? {
+                stats.add(&cpu);
+            }
+            rows.push(HopRow { key, stats });
+        }
+        rows.sort_by_key(|row| row.key);
+        rows.dedup_by_key(|row| row.key);
+        Ok(rows)
+    }
+
+    fn counters(&self) -> Result<Vec<CounterRow>, DatapathError> {
+        Counter::ALL
+            .into_iter()
+            .map(|counter| {
+                Ok(CounterRow {
+                    counter,
+                    count: self.maps.counter(counter)?,
+                })
+            })
+            .collect()
+    }
+
+    fn programs(&self) -> Result<Vec<ProgramRow>, DatapathError> {
+        program::ALL
+            .into_iter()
+            .map(|name| self.program(name))
+            .collect()
+    }
+
+    fn pairs(&self, limit: usize) -> Result<Vec<PairRow>, DatapathError> {
+        let mut rows = Vec::new();
+        for key in self.maps.ends.keys()?.into_iter().take(limit) {
+            if let Some(end) = self.maps.ends.get(&key)? {
+                rows.push(PairRow {
+                    key,
+                    hop: end.hop,
+                    cookie: end.cookie,
+                });
+            }
+        }
+        Ok(rows)
+    }
+
+    fn map_usage(&self) -> Result<Vec<MapUsage>, DatapathError> {
+        let maps = &self.maps;
+        Ok(vec![
+            Self::usage(&maps.pods)?,
+            Self::usage(&maps.addrs)?,
+            Self::usage(&maps.ports)?,
+            Self::usage(&maps.cidrs)?,
+            Self::usage(&maps.handshakes)?,
+            Self::usage(&maps.tuples)?,
+            Self::usage(&maps.ends)?,
+            Self::usage(&maps.sockets)?,
+            Self::usage(&maps.hops)?,
+        ])
+    }
+
+    fn sweep(&mut self, older_than: Duration) -> Result<usize, DatapathError> {
+        let now_ns = monotonic_ns();
+        let limit_ns = u64::try_from(older_than.as_nanos()).unwrap_or(u64::MAX);
+        let mut swept = 0;
+        for (cookie, handshake) in self.maps.handshakes.entries()? {
+            if now_ns.saturating_sub(handshake.started_ns) > limit_ns {
+                swept += usize::from(self.maps.handshakes.remove(&cookie)?);
+            }
+        }
+        if swept > 0 {
+            for (key, entry) in self.maps.tuples.entries()? {
+                if self.maps.handshakes.get(&entry.client_cookie)?.is_none() {
+                    self.maps.tuples.remove(&key)?;
+                }
+            }
+        }
+        Ok(swept)
+    }
+}
+
+impl LinuxDatapath {
+    fn program(&self, name: &'static str) -> Result<ProgramRow, DatapathError> {
+        let failed = |source| DatapathError::Kernel {
+            action: format!("asking about {name}"),
+            source,
+        };
+        let hook = Hook::of(name);
+        let id = match sys::open_pinned(&self.pins.program(name)) {
+            Ok(program) => Some(sys::program_facts(program.as_fd()).map_err(failed)?.id),
+            Err(_) => None,
+        };
+        let is_attached = match hook {
+            Hook::Cgroup(_) => match sys::open_pinned(&self.pins.link(name)) {
+                Ok(link) => id == Some(sys::link_program_id(link.as_fd()).map_err(failed)?),
+                Err(_) => false,
+            },
+            // Kernels before 5.20 cannot tell; the program stays attached as long as the map lives.
+            Hook::Sockmap(hook) => sys::attached_to_map(self.maps.sockets.fd(), hook)
+                .map_or(id.is_some(), |attached| {
+                    attached.is_some() && attached == id
+                }),
+            Hook::None => false,
+        };
+        Ok(ProgramRow {
+            name,
+            hook: hook.name(),
+            id,
+            is_attached,
+        })
+    }
+}
+
+// The clock of `bpf_ktime_get_ns`.
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: a clock that always exists, and a buffer of the right type.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}

@@ -1,0 +1,231 @@
+//! Loading, attaching and adopting.
+//!
+//! The programs are always loaded anew and compared with those that run, by the kernel's hash of
+//! their instructions. Equal ones stay; others are replaced in place, link by link, on the same maps,
+//! so that there is no moment without a program.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    programs::{Program, ProgramError, ProgramFd},
+};
+use isthmus_accel_abi::{ABI_VERSION, Settings, SettingsMode, map, program};
+
+use super::{
+    btf::KernelOffsets,
+    maps::{Maps, TypedMap},
+    pins::Pins,
+    sys::{self, AttachType},
+};
+use crate::DatapathError;
+
+/// The programs, as `cargo xtask ebpf` built them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/isthmus.bpf.o");
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Hook {
+    /// To the root of cgroup v2, through a link.
+    Cgroup(AttachType),
+    /// To the sockmap, which holds it.
+    Sockmap(AttachType),
+    /// Nowhere: run by the agent.
+    None,
+}
+
+impl Hook {
+    pub(crate) fn of(name: &'static str) -> Self {
+        match name {
+            program::CONNECT4 => Self::Cgroup(AttachType::CgroupInet4Connect),
+            program::GETSOCKOPT => Self::Cgroup(AttachType::CgroupGetsockopt),
+            program::SOCK_OPS => Self::Cgroup(AttachType::CgroupSockOps),
+            program::SK_MSG => Self::Sockmap(AttachType::SkMsgVerdict),
+            _ => Self::None,
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Cgroup(AttachType::CgroupInet4Connect) => "cgroup/connect4",
+            Self::Cgroup(AttachType::CgroupGetsockopt) => "cgroup/getsockopt",
+            Self::Cgroup(_) => "sock_ops",
+            Self::Sockmap(_) => "sk_msg",
+            Self::None => "test_run",
+        }
+    }
+}
+
+/// What may differ from one agent to another.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct LoadOptions {
+    /// Whether messages may skip TCP; without, connections are redirected only.
+    pub mode: SettingsMode,
+    /// Bounds of maps other than the built-in ones, by name. For tests of full maps.
+    pub max_entries: Vec<(&'static str, u32)>,
+}
+
+/// Makes everything be there and run; what is there already stays.
+pub(crate) fn load(
+    pins: &Pins,
+    cgroup_root: &Path,
+    options: &LoadOptions,
+) -> Result<Maps, DatapathError> {
+    pins.make_dirs()?;
+    let is_whole = map::ALL.iter().all(|name| pins.map(name).exists());
+    if pins.map(map::SETTINGS).exists() {
+        check_version(pins)?;
+    }
+
+    let cgroup = File::open(cgroup_root).map_err(|source| DatapathError::Kernel {
+        action: format!("opening {}", cgroup_root.display()),
+        source,
+    })?;
+    let offsets = KernelOffsets::of_running_kernel()?;
+    let mut object = load_object(pins, options, &offsets)?;
+    let maps = Maps::open(pins)?;
+    // Without the fields the latch cannot know what it must, so nothing may skip TCP.
+    let mode = if offsets.missing().is_empty() {
+        options.mode
+    } else {
+        SettingsMode::REDIRECT_ONLY
+    };
+    let settings = Settings {
+        abi_version: ABI_VERSION,
+        mode,
+    };
+    maps.settings.put(&0, &settings)?;
+
+    for name in [program::PARKED].into_iter().chain(program::ALL) {
+        let fresh = load_program(&mut object, name)?;
+        let running = settle(pins, name, &fresh, is_whole)?;
+        attach(pins, name, running.as_fd(), cgroup.as_fd(), &maps.sockets)?;
+    }
+    Ok(maps)
+}
+
+fn check_version(pins: &Pins) -> Result<(), DatapathError> {
+    let found = Maps::settings(pins)?.abi_version;
+    // Zero: an agent died between making the map and writing it.
+    if found == ABI_VERSION || found == 0 {
+        return Ok(());
+    }
+    Err(DatapathError::OtherAbi {
+        path: pins.dir().to_owned(),
+        found,
+        expected: ABI_VERSION,
+    })
+}
+
+fn load_object(
+    pins: &Pins,
+    options: &LoadOptions,
+    offsets: &KernelOffsets,
+) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(None)
+        .verifier_log_level(VerifierLogLevel::DISABLE);
+    for (name, offset) in offsets.globals() {
+        loader.override_global(name, offset, true);
+    }
+    for (name, max_entries) in &options.max_entries {
+        loader.map_max_entries(name, *max_entries);
+    }
+    for name in map::ALL {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader.load(OBJECT).map_err(|source| DatapathError::Load {
+        source: Box::new(source),
+    })
+}
+
+/// Loads one program into the kernel and returns its descriptor.
+fn load_program(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, DatapathError> {
+    let program = object
+        .program_mut(name)
+        .ok_or_else(|| DatapathError::Object {
+            detail: format!("it has no program {name}"),
+        })?;
+    load_by_type(program)
+        .and_then(|fd| Ok(fd.as_fd().try_clone_to_owned()?))
+        .map_err(|source| DatapathError::Program {
+            program: name,
+            source: Box::new(source),
+        })
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the object holds five of aya's thirty types"
+)]
+fn load_by_type(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load()?,
+        Program::CgroupSockopt(program) => program.load()?,
+        Program::SockOps(program) => program.load()?,
+        Program::SkMsg(program) => program.load()?,
+        Program::SchedClassifier(program) => program.load()?,
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    }
+    program.fd()
+}
+
+/// Returns the program that shall run: the pinned one if it is the same, else the fresh one, pinned.
+fn settle(
+    pins: &Pins,
+    name: &'static str,
+    fresh: &OwnedFd,
+    is_whole: bool,
+) -> Result<OwnedFd, DatapathError> {
+    let path = pins.program(name);
+    let failed = |action: &str| {
+        let action = format!("{action} {}", path.display());
+        move |source| DatapathError::Kernel { action, source }
+    };
+    if is_whole && let Ok(pinned) = sys::open_pinned(&path) {
+        let tag = |program: BorrowedFd<'_>| sys::program_facts(program).map(|facts| facts.tag);
+        let is_same = tag(pinned.as_fd()).map_err(failed("asking about"))?
+            == tag(fresh.as_fd()).map_err(failed("asking about"))?;
+        if is_same {
+            return Ok(pinned);
+        }
+    }
+    Pins::unpin(&path)?;
+    sys::pin(fresh.as_fd(), &path).map_err(failed("pinning"))?;
+    fresh.try_clone().map_err(failed("duplicating"))
+}
+
+fn attach(
+    pins: &Pins,
+    name: &'static str,
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    sockets: &TypedMap<isthmus_accel_abi::SockKey, u32>,
+) -> Result<(), DatapathError> {
+    let failed = |source| DatapathError::Kernel {
+        action: format!("attaching {name} to {}", Hook::of(name).name()),
+        source,
+    };
+    match Hook::of(name) {
+        Hook::None => Ok(()),
+        // Replaces; the sockets that are in the map keep the program that they came in with.
+        Hook::Sockmap(hook) => sys::attach_to_map(program, sockets.fd(), hook).map_err(failed),
+        Hook::Cgroup(hook) => {
+            let path = pins.link(name);
+            if let Ok(link) = sys::open_pinned(&path) {
+                let wanted = sys::program_facts(program).map_err(failed)?.id;
+                if sys::link_program_id(link.as_fd()).map_err(failed)? != wanted {
+                    sys::update_link(link.as_fd(), program).map_err(failed)?;
+                }
+                return Ok(());
+            }
+            let link = sys::create_link(program, cgroup, hook).map_err(failed)?;
+            sys::pin(link.as_fd(), &path).map_err(failed)
+        }
+    }
+}

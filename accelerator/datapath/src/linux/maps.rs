@@ -1,0 +1,200 @@
+//! The maps by their types, over raw calls.
+
+use std::{
+    fs, io,
+    marker::PhantomData,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use bytemuck::Pod;
+use isthmus_accel_abi::{
+    CidrKey, Counter, End, Handshake, HopKey, HopStats, PodConfig, PortKey, Settings, SockKey,
+    TupleEntry, map,
+};
+
+use super::{
+    pins::Pins,
+    sys::{self, MapFacts},
+};
+use crate::DatapathError;
+
+/// A map of plain keys and values.
+#[derive(Debug)]
+pub(crate) struct TypedMap<K, V> {
+    pub(crate) name: &'static str,
+    pub(crate) max_entries: u32,
+    fd: OwnedFd,
+    types: PhantomData<(K, V)>,
+}
+
+impl<K: Pod, V: Pod> TypedMap<K, V> {
+    fn open(pins: &Pins, name: &'static str) -> Result<Self, DatapathError> {
+        let path = pins.map(name);
+        let failed = |source| DatapathError::Map {
+            map: name,
+            action: "opened",
+            source,
+        };
+        let fd = sys::open_pinned(&path).map_err(failed)?;
+        let facts = sys::map_facts(fd.as_fd()).map_err(failed)?;
+        let has_layout = |facts: &MapFacts| {
+            facts.key_size_bytes as usize == size_of::<K>()
+                && facts.value_size_bytes as usize == size_of::<V>()
+        };
+        if !has_layout(&facts) {
+            return Err(failed(io::Error::other(format!(
+                "{} has another layout; run `isthmus-accelerator detach` first",
+                path.display()
+            ))));
+        }
+        Ok(Self {
+            name,
+            max_entries: facts.max_entries,
+            fd,
+            types: PhantomData,
+        })
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn failed(&self, action: &'static str) -> impl Fn(io::Error) -> DatapathError + use<K, V> {
+        let map = self.name;
+        move |source| DatapathError::Map {
+            map,
+            action,
+            source,
+        }
+    }
+
+    pub(crate) fn get(&self, key: &K) -> Result<Option<V>, DatapathError> {
+        let mut value = V::zeroed();
+        let key = bytemuck::bytes_of(key);
+        let is_there = sys::map_lookup(self.fd(), key, bytemuck::bytes_of_mut(&mut value))
+            .map_err(self.failed("read"))?;
+        Ok(is_there.then_some(value))
+    }
+
+    pub(crate) fn put(&self, key: &K, value: &V) -> Result<(), DatapathError> {
+        sys::map_update(
+            self.fd(),
+            bytemuck::bytes_of(key),
+            bytemuck::bytes_of(value),
+        )
+        .map_err(|error| match error.raw_os_error() {
+            // Hash maps say E2BIG, tries ENOSPC.
+            Some(libc::E2BIG | libc::ENOSPC) => DatapathError::MapFull {
+                map: self.name,
+                max_entries: self.max_entries,
+            },
+            _ => self.failed("written")(error),
+        })
+    }
+
+    pub(crate) fn remove(&self, key: &K) -> Result<bool, DatapathError> {
+        sys::map_delete(self.fd(), bytemuck::bytes_of(key)).map_err(self.failed("written"))
+    }
+
+    /// Returns the keys. An entry that is removed meanwhile may make the walk start anew, so that it
+    /// ends after at most twice as many steps as the map has room for.
+    pub(crate) fn keys(&self) -> Result<Vec<K>, DatapathError> {
+        let mut keys = Vec::new();
+        let mut last: Option<K> = None;
+        for _ in 0..self.max_entries.saturating_mul(2) {
+            let mut next = K::zeroed();
+            let is_there = sys::map_next_key(
+                self.fd(),
+                last.as_ref().map(bytemuck::bytes_of),
+                bytemuck::bytes_of_mut(&mut next),
+            )
+            .map_err(self.failed("read"))?;
+            if !is_there {
+                break;
+            }
+            keys.push(next);
+            last = Some(next);
+        }
+        Ok(keys)
+    }
+
+    /// Returns the entries, without those that vanish meanwhile.
+    pub(crate) fn entries(&self) -> Result<Vec<(K, V)>, DatapathError> {
+        let mut entries = Vec::new();
+        for key in self.keys()? {
+            if let Some(value) = self.get(&key)? {
+                entries.push((key, value));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Returns one value for each CPU that the machine may ever have.
+    pub(crate) fn per_cpu(&self, key: &K) -> Result<Vec<V>, DatapathError> {
+        let cpus = possible_cpus().map_err(self.failed("read"))?;
+        // The kernel pads each value to 8 bytes; every per-CPU value here is a multiple of that.
+        let mut values = vec![V::zeroed(); cpus];
+        let is_there = sys::map_lookup(
+            self.fd(),
+            bytemuck::bytes_of(key),
+            bytemuck::cast_slice_mut(&mut values),
+        )
+        .map_err(self.failed("read"))?;
+        values.truncate(if is_there { cpus } else { 0 });
+        Ok(values)
+    }
+}
+
+/// Every map that user space reads or writes.
+#[derive(Debug)]
+pub(crate) struct Maps {
+    pub(crate) pods: TypedMap<u64, PodConfig>,
+    pub(crate) addrs: TypedMap<[u8; 16], u64>,
+    pub(crate) ports: TypedMap<PortKey, u32>,
+    pub(crate) cidrs: TypedMap<CidrKey, u32>,
+    pub(crate) handshakes: TypedMap<u64, Handshake>,
+    pub(crate) tuples: TypedMap<SockKey, TupleEntry>,
+    pub(crate) ends: TypedMap<SockKey, End>,
+    pub(crate) sockets: TypedMap<SockKey, u32>,
+    pub(crate) hops: TypedMap<HopKey, HopStats>,
+    pub(crate) counters: TypedMap<u32, u64>,
+    pub(crate) settings: TypedMap<u32, Settings>,
+}
+
+impl Maps {
+    pub(crate) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self {
+            pods: TypedMap::open(pins, map::PODS)?,
+            addrs: TypedMap::open(pins, map::POD_ADDRS)?,
+            ports: TypedMap::open(pins, map::PORT_RULES)?,
+            cidrs: TypedMap::open(pins, map::CIDR_RULES)?,
+            handshakes: TypedMap::open(pins, map::HANDSHAKES)?,
+            tuples: TypedMap::open(pins, map::ORIG_DST_BY_TUPLE)?,
+            ends: TypedMap::open(pins, map::ENDS)?,
+            sockets: TypedMap::open(pins, map::SOCKETS)?,
+            hops: TypedMap::open(pins, map::HOP_STATS)?,
+            counters: TypedMap::open(pins, map::COUNTERS)?,
+            settings: TypedMap::open(pins, map::SETTINGS)?,
+        })
+    }
+
+    pub(crate) fn settings(pins: &Pins) -> Result<Settings, DatapathError> {
+        let settings = TypedMap::<u32, Settings>::open(pins, map::SETTINGS)?;
+        Ok(settings.get(&0)?.unwrap_or_default())
+    }
+
+    pub(crate) fn counter(&self, counter: Counter) -> Result<u64, DatapathError> {
+        Ok(self.counters.per_cpu(&counter.index())?.iter().sum())
+    }
+}
+
+// `0-3,8` in the kernel's list format: the last number decides.
+fn possible_cpus() -> io::Result<usize> {
+    const PATH: &str = "/sys/devices/system/cpu/possible";
+    let ranges = fs::read_to_string(PATH)?;
+    let last = ranges.trim().rsplit([',', '-']).next().unwrap_or_default();
+    let highest: usize = last
+        .parse()
+        .map_err(|_| io::Error::other(format!("{PATH} holds {ranges:?}, not a list of CPUs")))?;
+    Ok(highest + 1)
+}

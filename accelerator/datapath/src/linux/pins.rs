@@ -1,0 +1,97 @@
+//! The files under the pin directory.
+//!
+//! ```text
+//!  <pin dir>/maps/PODS …                  one per map that user space opens
+//!  <pin dir>/programs/isthmus_connect4 …  one per program
+//!  <pin dir>/links/isthmus_connect4 …     one per cgroup hook: while it is there, the hook runs
+//! ```
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::DatapathError;
+
+const SUBDIRS: [&str; 3] = ["links", "programs", "maps"];
+
+/// Names of everything under one pin directory.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Pins {
+    dir: PathBuf,
+}
+
+impl Pins {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+        }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn map(&self, name: &str) -> PathBuf {
+        self.dir.join("maps").join(name)
+    }
+
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.dir.join("programs").join(name)
+    }
+
+    pub(crate) fn link(&self, name: &str) -> PathBuf {
+        self.dir.join("links").join(name)
+    }
+
+    pub(crate) fn make_dirs(&self) -> Result<(), DatapathError> {
+        for name in SUBDIRS {
+            let dir = self.dir.join(name);
+            fs::create_dir_all(&dir).map_err(|source| DatapathError::Kernel {
+                action: format!("making {}", dir.display()),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Removes one pin; absent is fine.
+    pub(crate) fn unpin(path: &Path) -> Result<(), DatapathError> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DatapathError::Kernel {
+                action: format!("removing {}", path.display()),
+                source: error,
+            }),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Removes every pin, then the directory, and its parent if that is empty and ours too.
+    pub(crate) fn remove_all(&self) -> Result<(), DatapathError> {
+        let failed = |path: &Path, source| DatapathError::Kernel {
+            action: format!("removing {}", path.display()),
+            source,
+        };
+        for name in SUBDIRS {
+            let dir = self.dir.join(name);
+            let Ok(files) = fs::read_dir(&dir) else {
+                continue;
+            };
+            for file in files {
+                let file = file.map_err(|source| failed(&dir, source))?;
+                Self::unpin(&file.path())?;
+            }
+            fs::remove_dir(&dir).map_err(|source| failed(&dir, source))?;
+        }
+        if self.dir.is_dir() {
+            fs::remove_dir(&self.dir).map_err(|source| failed(&self.dir, source))?;
+        }
+        // `<bpffs>/isthmus` may hold another version's directory, or not be ours at all.
+        if let Some(parent) = self.dir.parent()
+            && parent.file_name().is_some_and(|name| name == "isthmus")
+        {
+            let _is_still_used = fs::remove_dir(parent);
+        }
+        Ok(())
+    }
+}

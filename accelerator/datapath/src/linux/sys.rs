@@ -1,0 +1,324 @@
+//! bpf(2) and the other calls that no crate offers the way they are needed here.
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+use bytemuck::Pod;
+
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
+const MAP_DELETE_ELEM: libc::c_int = 3;
+const MAP_GET_NEXT_KEY: libc::c_int = 4;
+const OBJ_PIN: libc::c_int = 6;
+const OBJ_GET: libc::c_int = 7;
+const PROG_ATTACH: libc::c_int = 8;
+const PROG_TEST_RUN: libc::c_int = 10;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
+const LINK_CREATE: libc::c_int = 28;
+const LINK_UPDATE: libc::c_int = 29;
+
+/// `enum bpf_attach_type` of Linux, `include/uapi/linux/bpf.h`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub(crate) enum AttachType {
+    CgroupSockOps = 3,
+    SkMsgVerdict = 7,
+    CgroupInet4Connect = 10,
+    CgroupGetsockopt = 21,
+}
+
+/// What the kernel says about a program.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct ProgramFacts {
+    pub(crate) id: u32,
+    /// Hash of the instructions.
+    pub(crate) tag: [u8; 8],
+}
+
+/// What the kernel says about a map.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct MapFacts {
+    pub(crate) key_size_bytes: u32,
+    pub(crate) value_size_bytes: u32,
+    pub(crate) max_entries: u32,
+}
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct ElemAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct ObjAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct FourWords {
+    words: [u32; 4],
+}
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct QueryAttr {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    pad: u32,
+}
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct TestRunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+}
+
+fn bpf<A: Pod>(command: libc::c_int, attr: &mut A) -> io::Result<libc::c_int> {
+    // SAFETY: the attribute is a plain value of the length that is passed; the pointers in it were
+    // made from live references by the callers below.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attr),
+            size_of::<A>(),
+        )
+    };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    libc::c_int::try_from(answer).map_err(io::Error::other)
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    u32::try_from(fd.as_raw_fd()).expect("an open descriptor is not negative")
+}
+
+fn address<T: ?Sized>(value: &T) -> u64 {
+    std::ptr::from_ref(value).cast::<u8>().expose_provenance() as u64
+}
+
+fn address_mut<T: ?Sized>(value: &mut T) -> u64 {
+    std::ptr::from_mut(value).cast::<u8>().expose_provenance() as u64
+}
+
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for us.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn elem_attr(map: BorrowedFd<'_>, key: u64, value: u64) -> ElemAttr {
+    ElemAttr {
+        map_fd: raw(map),
+        pad: 0,
+        key,
+        value,
+        flags: 0,
+    }
+}
+
+/// Looks a key up; the value buffer is as long as the map says.
+pub(crate) fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let mut attr = elem_attr(map, address(key), address_mut(value));
+    match bpf(MAP_LOOKUP_ELEM, &mut attr) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Creates or replaces an entry.
+pub(crate) fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    bpf(
+        MAP_UPDATE_ELEM,
+        &mut elem_attr(map, address(key), address(value)),
+    )
+    .map(drop)
+}
+
+/// Removes an entry; tells whether it was there.
+pub(crate) fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
+    match bpf(MAP_DELETE_ELEM, &mut elem_attr(map, address(key), 0)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes the key after `key` (the first for `None`) into `next`; tells whether there is one.
+pub(crate) fn map_next_key(
+    map: BorrowedFd<'_>,
+    key: Option<&[u8]>,
+    next: &mut [u8],
+) -> io::Result<bool> {
+    let mut attr = elem_attr(map, key.map_or(0, address), address_mut(next));
+    match bpf(MAP_GET_NEXT_KEY, &mut attr) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a pinned object.
+pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = ObjAttr {
+        path: address(path.as_bytes_with_nul()),
+        fd: 0,
+        flags: 0,
+    };
+    bpf(OBJ_GET, &mut attr).map(owned)
+}
+
+/// Pins an object.
+pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = ObjAttr {
+        path: address(path.as_bytes_with_nul()),
+        fd: raw(fd),
+        flags: 0,
+    };
+    bpf(OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Attaches a program to a map, in place of the one that is there.
+pub(crate) fn attach_to_map(
+    program: BorrowedFd<'_>,
+    map: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<()> {
+    let mut attr = FourWords {
+        words: [raw(map), raw(program), attach_type as u32, 0],
+    };
+    bpf(PROG_ATTACH, &mut attr).map(drop)
+}
+
+/// Attaches a program to a cgroup, beside those that are there.
+pub(crate) fn create_link(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<OwnedFd> {
+    let mut attr = FourWords {
+        words: [raw(program), raw(cgroup), attach_type as u32, 0],
+    };
+    bpf(LINK_CREATE, &mut attr).map(owned)
+}
+
+/// Replaces the program of a link, without a moment in between.
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = FourWords {
+        words: [raw(link), raw(program), 0, 0],
+    };
+    bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Asks which programs are attached to a map. Linux 5.20 for sockmaps.
+pub(crate) fn attached_to_map(
+    map: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<Option<u32>> {
+    let mut id = 0_u32;
+    let mut attr = QueryAttr {
+        target_fd: raw(map),
+        attach_type: attach_type as u32,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: address_mut(&mut id),
+        count: 1,
+        pad: 0,
+    };
+    bpf(PROG_QUERY, &mut attr)?;
+    // SAFETY: the kernel wrote through the address; a plain read of a live local.
+    let id = unsafe { std::ptr::read_volatile(&raw const id) };
+    Ok((attr.count > 0).then_some(id))
+}
+
+/// Runs a program once on a made-up packet; returns its verdict.
+pub(crate) fn test_run(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
+    let mut attr = TestRunAttr {
+        prog_fd: raw(program),
+        data_size_in: u32::try_from(packet.len()).map_err(io::Error::other)?,
+        data_in: address(packet),
+        repeat: 1,
+        ..bytemuck::Zeroable::zeroed()
+    };
+    bpf(PROG_TEST_RUN, &mut attr)?;
+    Ok(attr.retval)
+}
+
+/// Asks about a program.
+pub(crate) fn program_facts(program: BorrowedFd<'_>) -> io::Result<ProgramFacts> {
+    // `struct bpf_prog_info`: type, id, tag.
+    let info = object_info::<4>(program)?;
+    let mut tag = [0; 8];
+    tag[..4].copy_from_slice(&info[2].to_ne_bytes());
+    tag[4..].copy_from_slice(&info[3].to_ne_bytes());
+    Ok(ProgramFacts { id: info[1], tag })
+}
+
+/// Asks about a link: the id of its program.
+pub(crate) fn link_program_id(link: BorrowedFd<'_>) -> io::Result<u32> {
+    // `struct bpf_link_info`: type, id, prog_id.
+    Ok(object_info::<4>(link)?[2])
+}
+
+/// Asks about a map.
+pub(crate) fn map_facts(map: BorrowedFd<'_>) -> io::Result<MapFacts> {
+    // `struct bpf_map_info`: type, id, key_size, value_size, max_entries, map_flags.
+    let info = object_info::<6>(map)?;
+    Ok(MapFacts {
+        key_size_bytes: info[2],
+        value_size_bytes: info[3],
+        max_entries: info[4],
+    })
+}
+
+fn object_info<const WORDS: usize>(fd: BorrowedFd<'_>) -> io::Result<[u32; WORDS]> {
+    let mut info = [0_u32; WORDS];
+    let mut attr = InfoAttr {
+        fd: raw(fd),
+        len: u32::try_from(size_of_val(&info)).expect("a few words fit"),
+        info: address_mut(&mut info),
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    // SAFETY: the kernel wrote through the address; a plain read of a live local.
+    Ok(unsafe { std::ptr::read_volatile(&raw const info) })
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! `cgroup/connect4`: decides where an IPv4 connection goes, before it has a tuple.
+
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_EXIST, BPF_NOEXIST, bpf_sock, bpf_sock_addr},
+    helpers::generated::{
+        bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns,
+    },
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use isthmus_accel_abi::{
+    CidrKey, Counter, Dial, Handshake, Hop, OriginalDst, PodConfig, PortKey, Redirect, Rules,
+    SockKey, SocketFlags, SocketState, Verdict, decide, v4_mapped,
+};
+
+use crate::{
+    counters::count,
+    maps::{CIDR_RULES, HANDSHAKES, POD_ADDRS, PODS, PORT_RULES, SOCKET_STATE},
+};
+
+const ALLOW: i32 = 1;
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const EEXIST: i64 = 17;
+
+/// Rewrites the destination of connections that a proxy should get. Linux 5.10 (socket storage).
+#[cgroup_sock_addr(connect4)]
+pub fn isthmus_connect4(ctx: SockAddrContext) -> i32 {
+    connect(&ctx);
+    ALLOW
+}
+
+#[inline(always)]
+fn connect(ctx: &SockAddrContext) {
+    let addr = ctx.sock_addr;
+    // SAFETY: reads of context fields of their own width, which the verifier checks.
+    let (kind, protocol, sk) = unsafe {
+        (
+            read_volatile(addr_of!((*addr).type_)),
+            read_volatile(addr_of!((*addr).protocol)),
+            read_volatile(addr_of!((*addr).__bindgen_anon_1.sk)),
+        )
+    };
+    if kind != SOCK_STREAM || protocol != IPPROTO_TCP || sk.is_null() {
+        return;
+    }
+
+    let dial = dial(ctx, sk);
+    match decide(&dial, &Loaded) {
+        // The socket may have been followed in an earlier attempt that failed.
+        Verdict::Pass(_) => SOCKET_STATE.forget(sk),
+        Verdict::Follow => {
+            follow(ctx, sk, &dial, dial.netns_cookie, Hop::PROXY_TO_APP);
+        }
+        Verdict::Redirect(redirect) => {
+            if follow(ctx, sk, &dial, redirect.peer_netns, redirect.hop) {
+                rewrite(addr, &redirect);
+                count(Counter::Redirects);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn dial(ctx: &SockAddrContext, sk: *mut bpf_sock) -> Dial {
+    let addr = ctx.sock_addr;
+    // SAFETY: reads of context fields of their own width, and helpers that take nothing else.
+    unsafe {
+        let ids = bpf_get_current_uid_gid();
+        Dial {
+            netns_cookie: bpf_get_netns_cookie(ctx.as_ptr()),
+            uid: ids as u32,
+            gid: (ids >> 32) as u32,
+            source: v4_mapped(read_volatile(addr_of!((*sk).src_ip4)).to_ne_bytes()),
+            destination: v4_mapped(read_volatile(addr_of!((*addr).user_ip4)).to_ne_bytes()),
+            port: (read_volatile(addr_of!((*addr).user_port)) as u16).to_ne_bytes(),
+        }
+    }
+}
+
+/// Reserves room for what the accepting end will ask, and marks the socket. Tells whether both worked:
+/// if not, the connection must stay as it is.
+#[inline(always)]
+fn follow(
+    ctx: &SockAddrContext,
+    sk: *mut bpf_sock,
+    dial: &Dial,
+    peer_netns: u64,
+    hop: Hop,
+) -> bool {
+    // SAFETY: helpers without further arguments.
+    let (cookie, started_ns) = unsafe { (bpf_get_socket_cookie(ctx.as_ptr()), bpf_ktime_get_ns()) };
+    let original = OriginalDst { addr: dial.destination, port: dial.port, reserved: [0; 6] };
+    let handshake = Handshake { original, started_ns };
+    let mut refused = HANDSHAKES.update(&cookie, &handshake, BPF_NOEXIST);
+    if refused == -EEXIST {
+        refused = HANDSHAKES.update(&cookie, &handshake, BPF_EXIST);
+    }
+    if refused != 0 {
+        count(Counter::HandshakesFull);
+        SOCKET_STATE.forget(sk);
+        return false;
+    }
+
+    let flags = if hop == Hop::PROXY_TO_APP {
+        SocketFlags::HAS_CONNECTED
+    } else {
+        SocketFlags::HAS_CONNECTED.with(SocketFlags::HAS_ORIGINAL_DST)
+    };
+    let peer = SockKey {
+        netns_cookie: peer_netns,
+        local_addr: [0; 16],
+        peer_addr: [0; 16],
+        local_port: [0; 2],
+        peer_port: [0; 2],
+        reserved: [0; 4],
+    };
+    let state = SOCKET_STATE.of_or_new(sk);
+    if state.is_null() {
+        HANDSHAKES.delete(&cookie);
+        return false;
+    }
+    // SAFETY: not null, so it is this socket's state, and connect holds its lock.
+    unsafe { *state = SocketState::new(original, peer, dial.netns_cookie, hop, flags) };
+    true
+}
+
+#[inline(always)]
+fn rewrite(addr: *mut bpf_sock_addr, redirect: &Redirect) {
+    let [.., a, b, c, d] = redirect.addr;
+    // SAFETY: writes of context fields of their own width; volatile, so that the compiler does not
+    // merge them into one that the verifier refuses.
+    unsafe {
+        write_volatile(addr_of_mut!((*addr).user_ip4), u32::from_ne_bytes([a, b, c, d]));
+        write_volatile(addr_of_mut!((*addr).user_port), u16::from_ne_bytes(redirect.port).into());
+    }
+}
+
+/// The rules in the maps.
+struct Loaded;
+
+impl Rules for Loaded {
+    #[inline(always)]
+    fn pod(&self, netns_cookie: u64) -> Option<PodConfig> {
+        PODS.get(&netns_cookie)
+    }
+
+    #[inline(always)]
+    fn owner(&self, addr: &[u8; 16]) -> Option<u64> {
+        POD_ADDRS.get(addr)
+    }
+
+    #[inline(always)]
+    fn has_port(&self, key: &PortKey) -> bool {
+        PORT_RULES.has(key)
+    }
+
+    #[inline(always)]
+    fn has_addr(&self, key: &CidrKey) -> bool {
+        CIDR_RULES.has(key)
+    }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! Fields of `struct sock` and `struct tcp_sock`, at the offsets that the loader found in the running
+//! kernel's BTF. (Rust has no field relocations.)
+
+use core::{ffi::c_void, mem::MaybeUninit, ptr};
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use isthmus_accel_abi::global::ABSENT;
+
+macro_rules! offsets {
+    ($($name:ident)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            static $name: u32 = ABSENT;
+        )*
+    };
+}
+
+offsets! {
+    SKC_COOKIE_OFFSET
+    RECEIVE_QUEUE_LEN_OFFSET
+    BACKLOG_LEN_OFFSET
+    RMEM_ALLOC_OFFSET
+    RCVBUF_OFFSET
+    SND_UNA_OFFSET
+    WRITE_SEQ_OFFSET
+    ULP_OPS_OFFSET
+    IS_MPTCP_OFFSET
+}
+
+/// The address of a `struct sock` that may be stale: reading it can fail, or give what another object
+/// holds by now, but can do no harm.
+#[derive(Clone, Copy)]
+pub struct KernelSock(pub u64);
+
+impl KernelSock {
+    /// Socket cookie.
+    #[inline(always)]
+    pub fn cookie(self) -> Option<u64> {
+        self.read(&SKC_COOKIE_OFFSET)
+    }
+
+    /// Segments that TCP has delivered and nobody has read.
+    #[inline(always)]
+    pub fn receive_queue_len(self) -> Option<u32> {
+        self.read(&RECEIVE_QUEUE_LEN_OFFSET)
+    }
+
+    /// Bytes that wait for the socket's lock.
+    #[inline(always)]
+    pub fn backlog_len(self) -> Option<u32> {
+        self.read(&BACKLOG_LEN_OFFSET)
+    }
+
+    /// Bytes charged to the receive buffer.
+    #[inline(always)]
+    pub fn rmem_alloc(self) -> Option<u32> {
+        self.read(&RMEM_ALLOC_OFFSET)
+    }
+
+    /// Size of the receive buffer in bytes.
+    #[inline(always)]
+    pub fn rcvbuf(self) -> Option<u32> {
+        self.read(&RCVBUF_OFFSET)
+    }
+
+    /// First byte that is not acknowledged.
+    #[inline(always)]
+    pub fn snd_una(self) -> Option<u32> {
+        self.read(&SND_UNA_OFFSET)
+    }
+
+    /// Byte after the last one that was written.
+    #[inline(always)]
+    pub fn write_seq(self) -> Option<u32> {
+        self.read(&WRITE_SEQ_OFFSET)
+    }
+
+    /// Tells whether kTLS or another protocol owns the socket's calls. Unreadable counts as yes.
+    #[inline(always)]
+    pub fn has_ulp(self) -> bool {
+        self.read::<u64>(&ULP_OPS_OFFSET) != Some(0)
+    }
+
+    /// Tells whether this is a subflow of an MPTCP connection. A kernel without the field has none.
+    #[inline(always)]
+    pub fn is_mptcp(self) -> bool {
+        offset(&IS_MPTCP_OFFSET).is_some() && self.read::<u8>(&IS_MPTCP_OFFSET) != Some(0)
+    }
+
+    #[inline(always)]
+    fn read<T>(self, field: &'static u32) -> Option<T> {
+        let at = self.0.wrapping_add(offset(field)?.into());
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper writes `size_of::<T>()` bytes or fails; it survives any address.
+        let failed = unsafe {
+            bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, at as *const c_void)
+        };
+        // SAFETY: on success the helper has written the value, and every `T` here is an integer.
+        (failed == 0).then(|| unsafe { value.assume_init() })
+    }
+}
+
+#[inline(always)]
+fn offset(field: &'static u32) -> Option<u32> {
+    // SAFETY: a reference to a static. Volatile, because the loader changes it after compilation.
+    let offset = unsafe { ptr::read_volatile(field) };
+    (offset != ABSENT).then_some(offset)
+}

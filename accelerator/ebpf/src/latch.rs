@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The latch: when a message may skip TCP without overtaking a byte or evading flow control.
+//!
+//! A reader with a sockmap drains redirected messages before TCP's queue (Linux,
+//! `net/ipv4/tcp_bpf.c`, `tcp_bpf_recvmsg`). So TCP after a redirect keeps the order, a redirect after
+//! TCP does not: once a direction has used TCP, it stays there. And a redirect has no flow control of
+//! its own, so it ends where the reader's receive buffer does.
+
+use isthmus_accel_abi::{MAX_PARKED_MESSAGES, PassReason, SocketFlags, SocketState};
+
+use crate::{
+    kernel::KernelSock,
+    maps::{ENDS, is_sockmap_on},
+};
+
+/// Says whether a message of `size_bytes` may be redirected. The caller holds the sender's lock.
+///
+/// The reads of the other end race with its reader only, who can but make room: everything this end
+/// has sent by TCP is acknowledged, so nothing of it is on its way.
+#[inline(always)]
+pub fn check(state: &mut SocketState, size_bytes: u32) -> Result<(), PassReason> {
+    if !state.hop.is_read_by_proxy() {
+        return Err(PassReason::ReaderIsApp);
+    }
+    if state.flags.has(SocketFlags::SLOW) {
+        return Err(PassReason::Latched);
+    }
+    if !is_sockmap_on() {
+        return Err(PassReason::SockmapOff);
+    }
+
+    let peer = peer(state)?;
+    let has_nothing_queued = peer.receive_queue_len() == Some(0) && peer.backlog_len() == Some(0);
+    if !has_nothing_queued {
+        return Err(PassReason::PeerHasTcpBytes);
+    }
+    let own = KernelSock(state.own_sk);
+    let snd_una = own.snd_una().ok_or(PassReason::BytesInFlight)?;
+    if own.write_seq() != Some(snd_una) {
+        return Err(PassReason::BytesInFlight);
+    }
+
+    let (Some(used), Some(room)) = (peer.rmem_alloc(), peer.rcvbuf()) else {
+        return Err(PassReason::PeerBufferFull);
+    };
+    if u64::from(used) + u64::from(size_bytes) > u64::from(room) {
+        return Err(PassReason::PeerBufferFull);
+    }
+    if used == 0 {
+        state.parked_messages = 0;
+    }
+    if state.parked_messages >= MAX_PARKED_MESSAGES {
+        return Err(PassReason::TooManyParked);
+    }
+    Ok(())
+}
+
+/// Finds the other end, and makes sure that its memory still is its.
+#[inline(always)]
+fn peer(state: &mut SocketState) -> Result<KernelSock, PassReason> {
+    if state.peer_sk == 0 {
+        let end = ENDS.get(&state.peer).ok_or(PassReason::PeerUnknown)?;
+        state.peer_sk = end.sk;
+        state.peer_cookie = end.cookie;
+    }
+    let peer = KernelSock(state.peer_sk);
+    if peer.cookie() != Some(state.peer_cookie) {
+        return Err(PassReason::PeerGone);
+    }
+    Ok(peer)
+}

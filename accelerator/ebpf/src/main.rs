@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The kernel programs of the Isthmus accelerator.
+//!
+//! ```text
+//!  connect(2) ─▶ connect4 ── rewrites ─▶ SYN ─▶ sockops ── pairs the ends ─▶ SOCKETS
+//!  send(2)    ─▶ skmsg ── latch ─▶ reader's queue, or TCP
+//!  getsockopt(SO_ORIGINAL_DST) ─▶ getsockopt ── SOCKET_STATE
+//! ```
+//!
+//! Invariant: every miss passes. A program never refuses, delays or drops anything, whatever is
+//! missing, full or stale: the worst it may do is to leave a connection to iptables and to TCP.
+#![no_std]
+#![no_main]
+
+mod connect4;
+mod counters;
+mod getsockopt;
+mod kernel;
+mod latch;
+mod maps;
+mod parked;
+mod skmsg;
+mod sockops;
+
+/// Helpers that read kernel memory are for programs under a GPL-compatible licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual BSD/GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: the programs hold no expression that can panic; the verifier refuses an object in which
+    // this function is reachable.
+    unsafe { core::hint::unreachable_unchecked() }
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The maps, and the few ways in which the programs touch them.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    bindings::{
+        BPF_ANY, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type as kind, bpf_sock,
+    },
+    helpers::generated::{
+        bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_delete,
+        bpf_sk_storage_get,
+    },
+};
+use isthmus_accel_abi::{
+    CidrKey, Counter, End, Handshake, HopKey, HopStats, MAX_CIDR_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS,
+    MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS, PodConfig, PortKey, Settings, SettingsMode,
+    SockKey, SocketState, TupleEntry,
+};
+
+const PREALLOC: usize = 0;
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+const HASH: usize = kind::BPF_MAP_TYPE_HASH as usize;
+const LPM_TRIE: usize = kind::BPF_MAP_TYPE_LPM_TRIE as usize;
+const ARRAY: usize = kind::BPF_MAP_TYPE_ARRAY as usize;
+const PERCPU_ARRAY: usize = kind::BPF_MAP_TYPE_PERCPU_ARRAY as usize;
+const PERCPU_HASH: usize = kind::BPF_MAP_TYPE_PERCPU_HASH as usize;
+const SK_STORAGE: usize = kind::BPF_MAP_TYPE_SK_STORAGE as usize;
+const SOCKHASH: usize = kind::BPF_MAP_TYPE_SOCKHASH as usize;
+
+/// A map definition as libbpf and aya read it from BTF: the numbers are lengths of array types.
+#[repr(C)]
+pub struct Map<K, V, const KIND: usize, const ENTRIES: usize, const FLAGS: usize> {
+    r#type: *const [i32; KIND],
+    key: *const K,
+    value: *const V,
+    max_entries: *const [i32; ENTRIES],
+    map_flags: *const [i32; FLAGS],
+}
+
+// SAFETY: the fields are null and never read: the loader replaces references to the static by a map.
+unsafe impl<K, V, const T: usize, const E: usize, const F: usize> Sync for Map<K, V, T, E, F> {}
+
+impl<K, V, const T: usize, const E: usize, const F: usize> Map<K, V, T, E, F> {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    /// Returns what helpers take as the map.
+    #[inline(always)]
+    pub fn as_ptr(&self) -> *mut c_void {
+        ptr::from_ref(self).cast_mut().cast()
+    }
+
+    /// Returns the value behind `key`, or null.
+    #[inline(always)]
+    pub fn lookup(&self, key: &K) -> *mut V {
+        // SAFETY: the map is one of ours and the key is initialised memory of the map's key type.
+        unsafe { bpf_map_lookup_elem(self.as_ptr(), ptr::from_ref(key).cast()).cast() }
+    }
+
+    /// Tells whether `key` is there.
+    #[inline(always)]
+    pub fn has(&self, key: &K) -> bool {
+        !self.lookup(key).is_null()
+    }
+
+    /// Writes a value; returns the kernel's answer, 0 or a negative errno.
+    #[inline(always)]
+    pub fn update(&self, key: &K, value: &V, flags: u32) -> i64 {
+        // SAFETY: as in `lookup`; the value is initialised memory of the map's value type.
+        unsafe {
+            bpf_map_update_elem(
+                self.as_ptr(),
+                ptr::from_ref(key).cast(),
+                ptr::from_ref(value).cast(),
+                flags.into(),
+            )
+        }
+    }
+
+    /// Removes a key; absent is fine.
+    #[inline(always)]
+    pub fn delete(&self, key: &K) {
+        // SAFETY: as in `lookup`.
+        unsafe { bpf_map_delete_elem(self.as_ptr(), ptr::from_ref(key).cast()) };
+    }
+
+    /// Returns a copy of the value behind `key`.
+    #[inline(always)]
+    pub fn get(&self, key: &K) -> Option<V>
+    where
+        V: Copy,
+    {
+        let value = self.lookup(key);
+        // SAFETY: not null, so it is a value of this map, which lives until the program ends.
+        (!value.is_null()).then(|| unsafe { *value })
+    }
+}
+
+macro_rules! maps {
+    ($($name:ident: $kind:ident<$key:ty, $value:ty>, $entries:expr, $flags:expr;)*) => {
+        $(
+            #[unsafe(link_section = ".maps")]
+            #[unsafe(no_mangle)]
+            pub static $name: Map<$key, $value, $kind, { $entries as usize }, $flags> = Map::new();
+        )*
+    };
+}
+
+// Preallocated where a connection waits for the insertion (`HANDSHAKES`, `ORIG_DST_BY_TUPLE`: room is
+// exact, and an insertion cannot fail for want of memory); allocated on use where the bound is far
+// above what a usual node has.
+maps! {
+    PODS: HASH<u64, PodConfig>, MAX_PODS, NO_PREALLOC;
+    POD_ADDRS: HASH<[u8; 16], u64>, MAX_POD_ADDRS, NO_PREALLOC;
+    PORT_RULES: HASH<PortKey, u32>, MAX_PORT_RULES, NO_PREALLOC;
+    CIDR_RULES: LPM_TRIE<CidrKey, u32>, MAX_CIDR_RULES, NO_PREALLOC;
+    HANDSHAKES: HASH<u64, Handshake>, MAX_HANDSHAKES, PREALLOC;
+    ORIG_DST_BY_TUPLE: HASH<SockKey, TupleEntry>, MAX_HANDSHAKES, PREALLOC;
+    ENDS: HASH<SockKey, End>, MAX_SOCKETS, NO_PREALLOC;
+    SOCKETS: SOCKHASH<SockKey, u32>, MAX_SOCKETS, PREALLOC;
+    HOP_STATS: PERCPU_HASH<HopKey, HopStats>, MAX_HOP_ROWS, NO_PREALLOC;
+    COUNTERS: PERCPU_ARRAY<u32, u64>, Counter::COUNT, PREALLOC;
+    SETTINGS: ARRAY<u32, Settings>, 1, PREALLOC;
+}
+
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub static SOCKET_STATE: Map<i32, SocketState, SK_STORAGE, 0, NO_PREALLOC> = Map::new();
+
+impl Map<i32, SocketState, SK_STORAGE, 0, NO_PREALLOC> {
+    /// Returns the state of a socket, or null.
+    #[inline(always)]
+    pub fn of(&self, sk: *mut bpf_sock) -> *mut SocketState {
+        // SAFETY: the verifier accepts only a socket here; a null value asks for no creation.
+        unsafe { bpf_sk_storage_get(self.as_ptr(), sk.cast(), ptr::null_mut(), 0).cast() }
+    }
+
+    /// Returns the state of a socket, making a zeroed one, or null if there is no memory.
+    #[inline(always)]
+    pub fn of_or_new(&self, sk: *mut bpf_sock) -> *mut SocketState {
+        // SAFETY: as in `of`.
+        unsafe {
+            bpf_sk_storage_get(
+                self.as_ptr(),
+                sk.cast(),
+                ptr::null_mut(),
+                BPF_SK_STORAGE_GET_F_CREATE.into(),
+            )
+            .cast()
+        }
+    }
+
+    /// Forgets a socket.
+    #[inline(always)]
+    pub fn forget(&self, sk: *mut bpf_sock) {
+        // SAFETY: as in `of`.
+        unsafe { bpf_sk_storage_delete(self.as_ptr(), sk.cast()) };
+    }
+}
+
+/// Tells whether sockets may enter the sockmap and messages may skip TCP.
+#[inline(always)]
+pub fn is_sockmap_on() -> bool {
+    SETTINGS.get(&0).is_some_and(|settings| settings.mode == SettingsMode::SOCKMAP)
+}
+
+/// Flag of [`Map::update`]: create or replace.
+pub const ANY: u32 = BPF_ANY;

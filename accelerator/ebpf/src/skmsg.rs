@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! `sk_msg`: hands a message to the reader's socket where the latch allows it.
+//!
+//! `apply_bytes` and `cork_bytes` are never set, data is never pushed or popped: they are where the
+//! kernel's defects were.
+
+use core::ptr::{addr_of, from_mut, read_volatile};
+
+use aya_ebpf::{
+    bindings::{BPF_F_INGRESS, sk_action::SK_PASS, sk_msg_md},
+    helpers::generated::bpf_msg_redirect_hash,
+    macros::sk_msg,
+    programs::SkMsgContext,
+};
+use isthmus_accel_abi::{PassReason, SocketFlags, SocketState};
+
+use crate::{
+    counters::count_message,
+    latch,
+    maps::{SOCKET_STATE, SOCKETS},
+};
+
+/// Redirects or passes, and counts. Linux 5.10 (socket storage, `bpf_probe_read_kernel`).
+#[sk_msg]
+pub fn isthmus_skmsg(ctx: SkMsgContext) -> u32 {
+    message(ctx.msg);
+    // The helper has stored its verdict with the message; SK_PASS does not take it back.
+    SK_PASS
+}
+
+#[inline(always)]
+fn message(msg: *mut sk_msg_md) {
+    // SAFETY: reads of context fields of their own width.
+    let (sk, size_bytes) = unsafe {
+        (
+            read_volatile(addr_of!((*msg).__bindgen_anon_3.sk)),
+            read_volatile(addr_of!((*msg).size)),
+        )
+    };
+    if sk.is_null() {
+        return;
+    }
+    let state = SOCKET_STATE.of(sk);
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: not null, so it is this socket's state, and sendmsg holds its lock.
+    let state = unsafe { &mut *state };
+    let outcome = latch::check(state, size_bytes).and_then(|()| redirect(msg, state));
+    match outcome {
+        Ok(()) => state.parked_messages += 1,
+        Err(_) => state.flags = state.flags.with(SocketFlags::SLOW),
+    }
+    count_message(state.netns_cookie, state.hop, size_bytes, outcome);
+}
+
+#[inline(always)]
+fn redirect(msg: *mut sk_msg_md, state: &mut SocketState) -> Result<(), PassReason> {
+    // SAFETY: our context, our map, and an initialised key.
+    let verdict = unsafe {
+        bpf_msg_redirect_hash(
+            msg,
+            SOCKETS.as_ptr(),
+            from_mut(&mut state.peer).cast(),
+            BPF_F_INGRESS.into(),
+        )
+    };
+    if verdict == i64::from(SK_PASS) { Ok(()) } else { Err(PassReason::RedirectFailed) }
+}

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! `sock_ops`: carries the original destination to the accepting end, and pairs the two ends.
+//!
+//! The connecting end leaves an entry under the tuple that the accepting end will have, before the SYN
+//! leaves; the accepting end takes it, whoever of the two is established first.
+
+use core::ptr::{addr_of, read_volatile};
+
+use aya_ebpf::{
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
+        bpf_sock_ops,
+    },
+    helpers::generated::{
+        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_hash_update, bpf_sock_ops_cb_flags_set,
+    },
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use isthmus_accel_abi::{
+    Counter, End, EndFlags, Hop, SockKey, SocketFlags, SocketState, TupleEntry,
+};
+
+use crate::{
+    counters::{count, count_connection},
+    kernel::KernelSock,
+    maps::{ANY, ENDS, HANDSHAKES, ORIG_DST_BY_TUPLE, SOCKET_STATE, SOCKETS, is_sockmap_on},
+};
+
+const HANDLED: u32 = 1;
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+const TCP_CLOSE: u32 = 7;
+/// Third word of a v4-mapped address.
+const MAPPED_WORD: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+const TCP_FLAG_SYN: u32 = 0x02;
+
+/// Follows connections from SYN to close. Linux 5.15 (netns cookie).
+///
+/// Each event is a function of its own in the object too: together they need more than the 512 bytes of
+/// stack that one may have.
+#[sock_ops]
+pub fn isthmus_sockops(ctx: SockOpsContext) -> u32 {
+    // SAFETY: reads of context fields of their own width.
+    let (op, sk) = unsafe {
+        (
+            read_volatile(addr_of!((*ctx.ops).op)),
+            read_volatile(addr_of!((*ctx.ops).__bindgen_anon_2.sk)),
+        )
+    };
+    if sk.is_null() {
+        return HANDLED;
+    }
+    match op {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => on_connect(ctx.ops, sk),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => on_active_established(ctx.ops, sk),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => on_passive_established(ctx.ops, sk),
+        BPF_SOCK_OPS_STATE_CB => on_state(ctx.ops, sk),
+        _ => {}
+    }
+    HANDLED
+}
+
+/// The SYN is about to leave: the tuple is known.
+#[inline(never)]
+fn on_connect(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
+    let state = SOCKET_STATE.of(sk);
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: not null, so it is this socket's state, and we run under its lock.
+    let state = unsafe { &mut *state };
+    let Some(own) = own_key(ops, state.netns_cookie) else {
+        return;
+    };
+    // SAFETY: a helper that takes nothing but the context.
+    let client_cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
+    let peer = own.flipped(state.peer.netns_cookie);
+    let entry = TupleEntry {
+        original: state.original,
+        client_cookie,
+        client_netns: state.netns_cookie,
+        accepted_hop: state.hop.reverse(),
+        reserved: 0,
+    };
+    state.peer = peer;
+    if ORIG_DST_BY_TUPLE.update(&peer, &entry, ANY) != 0 {
+        count(Counter::TuplesFull);
+    }
+    ask_for_state_changes(ops);
+}
+
+#[inline(never)]
+fn on_active_established(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
+    let state = SOCKET_STATE.of(sk);
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: not null, so it is this socket's state, and we run under its lock.
+    enter(ops, sk, unsafe { &mut *state });
+}
+
+#[inline(never)]
+fn on_passive_established(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
+    // SAFETY: a helper that takes nothing but the context.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ops.cast()) };
+    let Some(own) = own_key(ops, netns_cookie) else {
+        return;
+    };
+    let Some(entry) = ORIG_DST_BY_TUPLE.get(&own) else {
+        return;
+    };
+    let flags = if entry.accepted_hop == Hop::APP_TO_PROXY_RETURN {
+        SocketFlags::NONE
+    } else {
+        SocketFlags::HAS_ORIGINAL_DST
+    };
+    let peer = own.flipped(entry.client_netns);
+    let slot = SOCKET_STATE.of_or_new(sk);
+    // In this order, so that the tuples are never more than the reservations.
+    ORIG_DST_BY_TUPLE.delete(&own);
+    HANDSHAKES.delete(&entry.client_cookie);
+    if slot.is_null() {
+        return;
+    }
+    // SAFETY: not null, so it is this socket's state, and we run under its lock.
+    let slot = unsafe { &mut *slot };
+    *slot = SocketState::new(entry.original, peer, netns_cookie, entry.accepted_hop, flags);
+
+    ask_for_state_changes(ops);
+    // SAFETY: a read of a context field of its own width.
+    let segment_flags = unsafe { read_volatile(addr_of!((*ops).skb_tcp_flags)) };
+    // With Fast Open this end is made by the SYN, before the connection is established.
+    if segment_flags & TCP_FLAG_SYN == 0 {
+        enter(ops, sk, slot);
+    }
+}
+
+/// Removes what the maps hold about a socket that is closed. The sockmap forgets it by itself.
+#[inline(never)]
+fn on_state(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
+    // SAFETY: a read of a context field of its own width.
+    let new_state = unsafe { read_volatile(addr_of!((*ops).__bindgen_anon_1.args[1])) };
+    if new_state != TCP_CLOSE {
+        return;
+    }
+    let state = SOCKET_STATE.of(sk);
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: not null, so it is this socket's state; a helper that takes nothing but the context.
+    let (state, cookie) = unsafe { (&mut *state, bpf_get_socket_cookie(ops.cast())) };
+    let own = state.peer.flipped(state.netns_cookie);
+    if ENDS.get(&own).is_some_and(|end| end.cookie == cookie) {
+        ENDS.delete(&own);
+    }
+    if state.flags.has(SocketFlags::HAS_CONNECTED) {
+        let peer = state.peer;
+        if ORIG_DST_BY_TUPLE.get(&peer).is_some_and(|entry| entry.client_cookie == cookie) {
+            ORIG_DST_BY_TUPLE.delete(&peer);
+        }
+        HANDSHAKES.delete(&cookie);
+    }
+}
+
+/// Puts this end where the other can find it.
+#[inline(always)]
+fn enter(ops: *mut bpf_sock_ops, sk: *mut bpf_sock, state: &mut SocketState) {
+    let kernel_sock = KernelSock(sk as u64);
+    if !is_sockmap_on() || kernel_sock.has_ulp() || kernel_sock.is_mptcp() {
+        return;
+    }
+    let mut own = state.peer.flipped(state.netns_cookie);
+    // SAFETY: our context, our map, and an initialised key.
+    let refused = unsafe {
+        bpf_sock_hash_update(
+            ops,
+            SOCKETS.as_ptr(),
+            core::ptr::from_mut(&mut own).cast(),
+            ANY.into(),
+        )
+    };
+    if refused != 0 {
+        count(Counter::SocketsRefused);
+        return;
+    }
+
+    let is_read_by_proxy = state.hop.reverse().is_read_by_proxy();
+    let end = End {
+        sk: sk as u64,
+        // SAFETY: a helper that takes nothing but the context.
+        cookie: unsafe { bpf_get_socket_cookie(ops.cast()) },
+        flags: if is_read_by_proxy { EndFlags::READER_IS_PROXY } else { EndFlags::NONE },
+        hop: state.hop,
+    };
+    state.own_sk = sk as u64;
+    if ENDS.update(&own, &end, ANY) != 0 {
+        count(Counter::SocketsRefused);
+    }
+    count_connection(state.netns_cookie, state.hop);
+}
+
+#[inline(always)]
+fn ask_for_state_changes(ops: *mut bpf_sock_ops) {
+    // SAFETY: a read of a context field of its own width, and a helper on our context.
+    unsafe {
+        let flags = read_volatile(addr_of!((*ops).bpf_sock_ops_cb_flags));
+        bpf_sock_ops_cb_flags_set(ops, (flags | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+    }
+}
+
+/// The tuple of this end, or `None` if it is neither IPv4 nor IPv6.
+#[inline(always)]
+fn own_key(ops: *mut bpf_sock_ops, netns_cookie: u64) -> Option<SockKey> {
+    // All of them before the choice: the compiler would choose between addresses in the context, which
+    // the verifier refuses.
+    // SAFETY: reads of context fields of their own width; volatile, so that the compiler does not
+    // merge them.
+    let (family, local_v4, peer_v4, local_v6, peer_v6, local_port, peer_port) = unsafe {
+        (
+            read_volatile(addr_of!((*ops).family)),
+            read_volatile(addr_of!((*ops).local_ip4)),
+            read_volatile(addr_of!((*ops).remote_ip4)),
+            [
+                read_volatile(addr_of!((*ops).local_ip6[0])),
+                read_volatile(addr_of!((*ops).local_ip6[1])),
+                read_volatile(addr_of!((*ops).local_ip6[2])),
+                read_volatile(addr_of!((*ops).local_ip6[3])),
+            ],
+            [
+                read_volatile(addr_of!((*ops).remote_ip6[0])),
+                read_volatile(addr_of!((*ops).remote_ip6[1])),
+                read_volatile(addr_of!((*ops).remote_ip6[2])),
+                read_volatile(addr_of!((*ops).remote_ip6[3])),
+            ],
+            read_volatile(addr_of!((*ops).local_port)),
+            read_volatile(addr_of!((*ops).remote_port)),
+        )
+    };
+    let (local_words, peer_words) = match family {
+        AF_INET => ([0, 0, MAPPED_WORD, local_v4], [0, 0, MAPPED_WORD, peer_v4]),
+        AF_INET6 => (local_v6, peer_v6),
+        _ => return None,
+    };
+    let mut key = SockKey {
+        netns_cookie,
+        local_addr: [0; 16],
+        peer_addr: [0; 16],
+        // The context has this one in host order …
+        local_port: (local_port as u16).to_be_bytes(),
+        // … and this one in network order, in the last two bytes of four.
+        peer_port: network_port(peer_port),
+        reserved: [0; 4],
+    };
+    // By words: byte arrays become one stack slot a byte.
+    // SAFETY: both addresses are 16 bytes at multiples of 8 in the key.
+    unsafe {
+        key.local_addr.as_mut_ptr().cast::<[u32; 4]>().write(local_words);
+        key.peer_addr.as_mut_ptr().cast::<[u32; 4]>().write(peer_words);
+    }
+    Some(key)
+}
+
+#[inline(always)]
+fn network_port(word: u32) -> [u8; 2] {
+    let [.., high, low] = word.to_ne_bytes();
+    [high, low]
+}
