@@ -4,7 +4,7 @@
 //! The connecting end leaves an entry under the tuple that the accepting end will have, before the SYN
 //! leaves; the accepting end takes it, whoever of the two is established first.
 
-use core::ptr::{addr_of, read_volatile};
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::{
     bindings::{
@@ -167,7 +167,13 @@ fn on_state(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
 /// Puts this end where the other can find it.
 #[inline(always)]
 fn enter(ops: *mut bpf_sock_ops, sk: *mut bpf_sock, state: &mut SocketState) {
-    let kernel_sock = KernelSock(sk as u64);
+    // By way of the map, so that the verifier sees a number: it allows no arithmetic on sockets.
+    // SAFETY: a plain field of this socket's state.
+    let own_sk = unsafe {
+        write_volatile(addr_of_mut!(state.own_sk), sk as u64);
+        read_volatile(addr_of!(state.own_sk))
+    };
+    let kernel_sock = KernelSock(own_sk);
     if !is_sockmap_on() || kernel_sock.has_ulp() || kernel_sock.is_mptcp() {
         return;
     }
@@ -188,13 +194,12 @@ fn enter(ops: *mut bpf_sock_ops, sk: *mut bpf_sock, state: &mut SocketState) {
 
     let is_read_by_proxy = state.hop.reverse().is_read_by_proxy();
     let end = End {
-        sk: sk as u64,
+        sk: own_sk,
         // SAFETY: a helper that takes nothing but the context.
         cookie: unsafe { bpf_get_socket_cookie(ops.cast()) },
         flags: if is_read_by_proxy { EndFlags::READER_IS_PROXY } else { EndFlags::NONE },
         hop: state.hop,
     };
-    state.own_sk = sk as u64;
     if ENDS.update(&own, &end, ANY) != 0 {
         count(Counter::SocketsRefused);
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader, VerifierLogLevel,
+    Ebpf, EbpfLoader,
     programs::{Program, ProgramError, ProgramFd},
 };
 use isthmus_accel_abi::{ABI_VERSION, Settings, SettingsMode, map, program};
@@ -127,9 +127,7 @@ fn load_object(
     offsets: &KernelOffsets,
 ) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
-    loader
-        .btf(None)
-        .verifier_log_level(VerifierLogLevel::DISABLE);
+    loader.btf(None);
     for (name, offset) in offsets.globals() {
         loader.override_global(name, offset, true);
     }
