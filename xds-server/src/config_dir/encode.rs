@@ -246,7 +246,7 @@ impl<'a> Encoder<'a> {
 
     fn list(&mut self, field: &FieldDescriptor, node: &'a Node, out: &mut Vec<u8>) {
         let Content::Sequence(items) = &node.content else {
-            return self.wrong_type(node, &format!("a list of {}", kind_name(&field.kind())));
+            return self.wrong_type(node, "a list");
         };
         let kind = field.kind();
         let mut packed = Vec::new();
@@ -290,19 +290,22 @@ impl<'a> Encoder<'a> {
                 encode_key(1, key.wire_type(), &mut pair);
                 key.put(&mut pair);
                 encoder.singular(2, &value_kind, &entry.value, true, &mut pair);
-                encoded.push((key, entry.line, pair));
+                encoded.push((key, entry, pair));
             });
         }
         encoded.sort_by(|left, right| left.0.key_order(&right.0));
         for pair in encoded.windows(2) {
-            if pair[0].0.key_order(&pair[1].0).is_eq() {
-                self.fail(
-                    pair[1].1,
-                    Problem::DuplicateKey {
-                        line: pair[0].1,
-                        what: "key",
-                    },
-                );
+            let [(left, first, _), (right, second, _)] = pair else {
+                continue;
+            };
+            if left.key_order(right).is_eq() {
+                let problem = Problem::DuplicateKey {
+                    line: first.line,
+                    what: "key",
+                };
+                self.within(Segment::Key(&second.key), |encoder| {
+                    encoder.fail(second.line, problem);
+                });
             }
         }
         for (_, _, pair) in encoded {
@@ -321,7 +324,16 @@ impl<'a> Encoder<'a> {
             (Content::Bool(_) | Content::Number(_) | Content::Null, "a string") => {
                 ": put it in quotes"
             }
-            _ => "",
+            (Content::Text(_), "true or false") => ": write true or false without quotes",
+            (
+                Content::Bool(_)
+                | Content::Mapping(_)
+                | Content::Null
+                | Content::Number(_)
+                | Content::Sequence(_)
+                | Content::Text(_),
+                _,
+            ) => "",
         };
         let expected = expected.to_owned();
         self.fail(

@@ -117,7 +117,7 @@ pub enum Problem {
     DirectoryChanging,
 
     /// Two documents share a `metadata.name`.
-    #[error("metadata.name is taken by {other}; rename one of the two documents")]
+    #[error("the name is taken by {other}; rename one of the two documents")]
     DuplicateDocument {
         /// The document that comes first.
         other: Origin,
@@ -199,6 +199,13 @@ pub enum Problem {
         offset: usize,
     },
 
+    /// A number with a fraction, or one of YAML's numbers that are no finite number.
+    #[error("expected {expected}, found another number")]
+    NotWhole {
+        /// What the field takes.
+        expected: &'static str,
+    },
+
     /// A number does not fit.
     #[error("the number is out of the range of {expected}")]
     OutOfRange {
@@ -214,7 +221,7 @@ pub enum Problem {
     },
 
     /// Text that is not YAML.
-    #[error("not valid YAML: {reason}")]
+    #[error("syntax error: {reason}")]
     Syntax {
         /// What the parser says.
         reason: String,

@@ -56,6 +56,7 @@ impl Loader {
         let name = root
             .lookup("metadata")
             .and_then(|metadata| metadata.lookup("name"));
+        let name_line = name.map(|name| name.line);
         let place = Place {
             file: Arc::clone(file),
             line: Some(root.line),
@@ -82,7 +83,9 @@ impl Loader {
         let resources = self.resources(&place, resources.as_ref());
         let frame = match frame {
             Ok(frame) if frame.metadata.name.is_empty() => {
+                let line = Some(name_line.unwrap_or(root.line));
                 let place = Place {
+                    line,
                     path: Some("metadata.name".to_owned()),
                     ..place
                 };

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 
-use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
+use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
 use super::limits::{MAX_ALIASED_VALUES, MAX_DEPTH};
 
@@ -331,11 +331,16 @@ impl Builder {
     }
 
     fn scan_error(&self, error: &ScanError) -> SyntaxError {
+        let reason = if *error.kind() == ErrorKind::RecursionLimitExceeded {
+            SyntaxReason::Depth
+        } else {
+            SyntaxReason::Scan(error.info())
+        };
         SyntaxError {
             document: self.document.max(1),
             line: error.marker().line(),
             column: error.marker().col() + 1,
-            reason: SyntaxReason::Scan(error.info()),
+            reason,
         }
     }
 }

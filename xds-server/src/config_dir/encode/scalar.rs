@@ -135,14 +135,22 @@ impl<'a> Encoder<'a> {
     }
 
     fn integer(&mut self, kind: &Kind, node: &'a Node) -> Option<Scalar> {
-        let value = match (node.number(), node.text()) {
-            (Some(number), _) => match integer_of(number) {
-                Some(value) => value,
-                None => return self.bad_format(kind_name(kind), node),
-            },
+        let value = if let Some(number) = node.number() {
+            let Some(value) = integer_of(number) else {
+                self.fail(
+                    node.line,
+                    Problem::NotWhole {
+                        expected: kind_name(kind),
+                    },
+                );
+                return None;
+            };
+            value
+        } else if let Some(text) = node.text().filter(|text| is_decimal(text)) {
             // Proto3 JSON writes 64-bit numbers as strings.
-            (None, Some(text)) if is_decimal(text) => text.parse().unwrap_or(i128::MAX),
-            (None, _) => return self.not_scalar(kind, node),
+            text.parse().unwrap_or(i128::MAX)
+        } else {
+            return self.not_scalar(kind, node);
         };
         match narrow(kind, value) {
             Some(scalar) => Some(scalar),

@@ -95,7 +95,10 @@ impl<'a> Encoder<'a> {
                 .map(|desc| (desc, url));
             if found.is_none() {
                 let messages: Vec<MessageDescriptor> = encoder.pool.all_messages().collect();
-                let suggestion = suggest(name, messages.iter().map(MessageDescriptor::full_name));
+                let names = messages.iter().map(MessageDescriptor::full_name);
+                // Comparing with thousands of long names takes a while; a typing mistake is short.
+                let near = names.filter(|other| other.len().abs_diff(name.len()) <= 8);
+                let suggestion = suggest(name, near);
                 let (of, what) = (None, "message type");
                 encoder.fail(
                     entry.value.line,
