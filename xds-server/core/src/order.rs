@@ -30,7 +30,7 @@ pub(crate) fn make_at(state: &TypeState, all: &[TypeState]) -> Option<Duration> 
 }
 
 /// When a type's removals may be sent, and from when on they must be held to go then.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum BreakGate {
     /// All of them may go now.
     Open,
@@ -40,22 +40,29 @@ pub(crate) enum BreakGate {
     Shut,
 }
 
-/// Says whether what a type wants to remove can still be referred to (R44).
+/// Says whether what a type wants to remove can still be referred to (R44). A referrer that keeps
+/// what it has keeps what that refers to, in turn; no type refers to itself by way of others.
 pub(crate) fn break_gate(state: &TypeState, all: &[TypeState]) -> BreakGate {
-    let mut referrers = all
+    let referrers = all
         .iter()
         .filter(|other| state.rules.breaks_after.contains(&other.rules.type_url));
-    let mut gate = if state.is_answered() {
+    let own = if state.is_answered() {
         BreakGate::Open
     } else {
         BreakGate::AfterPatience
     };
-    if referrers.clone().any(|other| other.refusal().is_some()) {
-        gate = BreakGate::Shut;
-    } else if !referrers.all(|other| other.is_settled() && !other.has_breaks()) {
-        gate = BreakGate::AfterPatience;
-    }
-    gate
+    let gates = referrers.map(|other| {
+        if other.refusal().is_some() {
+            BreakGate::Shut
+        } else if other.has_breaks() {
+            break_gate(other, all).max(BreakGate::AfterPatience)
+        } else if other.is_settled() {
+            BreakGate::Open
+        } else {
+            BreakGate::AfterPatience
+        }
+    });
+    gates.fold(own, BreakGate::max)
 }
 
 fn finite(at: Duration) -> Option<Duration> {

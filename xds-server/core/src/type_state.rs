@@ -47,7 +47,9 @@ enum Held {
 
 #[derive(Debug)]
 struct Break {
+    // As it was last, which may be newer than what the client holds.
     resource: Arc<Resource>,
+    held: Version,
     since: Duration,
 }
 
@@ -209,26 +211,37 @@ impl TypeState {
             Some(Held::Unknown) => {
                 self.todo.insert(name, Held::Unknown);
             }
-            // Nothing refers to it, and what replaces it may need its place: a listener's address.
-            Some(Held::Version(_)) | None if self.rules.breaks_after.is_empty() => {
-                self.remove_from_client(name, old.version());
-            }
-            Some(Held::Version(_)) | None => {
-                let resource = old;
-                self.breaks.insert(
-                    name,
-                    Break {
-                        resource,
-                        since: now,
-                    },
-                );
+            Some(Held::Version(held)) => self.keep_or_remove(name, old, held, now),
+            None => {
+                let held = old.version();
+                self.keep_or_remove(name, old, held, now);
             }
         }
     }
 
+    fn keep_or_remove(
+        &mut self,
+        name: Name,
+        resource: Arc<Resource>,
+        held: Version,
+        since: Duration,
+    ) {
+        // Nothing refers to it, and what replaces it may need its place: a listener's address.
+        if self.rules.breaks_after.is_empty() {
+            self.remove_from_client(name, held);
+            return;
+        }
+        let kept = Break {
+            resource,
+            held,
+            since,
+        };
+        self.breaks.insert(name, kept);
+    }
+
     fn bring(&mut self, name: Name, old: Option<Version>, version: Version) {
         let held = match (self.breaks.remove(&name), self.todo.get(&name)) {
-            (Some(kept), _) => Held::Version(kept.resource.version()),
+            (Some(kept), _) => Held::Version(kept.held),
             (None, Some(held)) => *held,
             (None, None) => old.map_or(Held::Nothing, Held::Version),
         };
@@ -327,7 +340,7 @@ impl TypeState {
             let Some(held) = self.breaks.remove(&name) else {
                 continue;
             };
-            self.remove_from_client(name, held.resource.version());
+            self.remove_from_client(name, held.held);
         }
         self.note_pending(now);
     }
@@ -407,6 +420,9 @@ impl TypeState {
         let changed = std::mem::take(&mut self.todo);
         let changed = changed.keys().filter_map(|name| self.base.resource(name));
         let changed_endpoints = changed.filter_map(|it| it.endpoints().cloned()).collect();
+        for kept in self.breaks.values_mut() {
+            kept.held = kept.resource.version();
+        }
         let kept = self.breaks.values().map(|held| &held.resource);
         let upserts: Vec<Arc<Resource>> = if self.subscription.is_wildcard() {
             self.base.resources().chain(kept).cloned().collect()

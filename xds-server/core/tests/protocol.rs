@@ -1,0 +1,13 @@
+//! The protocol, rule by rule, against the real stream machine. A test's name says which rule or
+//! which of the 24 nasty behaviours it holds.
+
+#[path = "protocol/delta.rs"]
+mod delta;
+#[path = "protocol/model.rs"]
+mod model;
+#[path = "protocol/order.rs"]
+mod order;
+#[path = "protocol/sotw.rs"]
+mod sotw;
+#[path = "protocol/support.rs"]
+mod support;

@@ -1,0 +1,423 @@
+//! Incremental streams.
+
+use isthmus_xds_core::stream::{Event, Peer};
+use isthmus_xds_core::{Name, Request, RequestError, Variant, limits};
+
+use crate::support::*;
+
+const UNKNOWN: &str = "type.googleapis.com/example.Unknown";
+
+#[test]
+fn r01_first_wildcard_gets_everything_and_an_ack_gets_nothing() {
+    let mut plane = Plane::default();
+    let view = plane.publish(&[(CLUSTER, "a", "1"), (CLUSTER, "b", "1")]);
+    let mut client = Client::delta(view);
+    client.ask(CLUSTER, &[]);
+    let reply = only(client.receive());
+    assert_eq!(reply.resources, ["a=1", "b=1"]);
+    client.ack(&reply);
+    assert!(client.receive().is_empty(), "R13");
+    assert!(client.is_settled(CLUSTER));
+}
+
+#[test]
+fn r02_aggregated_request_without_type_is_refused() {
+    let mut client = Client::delta(Plane::default().publish(&[]));
+    let refused = client.try_send(&Request::default());
+    assert_eq!(refused, Err(RequestError::NoTypeUrl));
+}
+
+#[test]
+fn r02_stream_of_one_type_takes_no_other_and_needs_no_name_for_its_own() {
+    let mut plane = Plane::default();
+    let view = plane.publish(&[(CLUSTER, "a", "1")]);
+    let mut client = Client::new(Variant::Delta, Peer::Envoy, Some(CLUSTER), view);
+    let refused = client.try_send(&ask(Variant::Delta, LISTENER, &[]));
+    assert!(matches!(refused, Err(RequestError::WrongType { .. })));
+    client.ask("", &[]);
+    assert_eq!(only(client.receive()).resources, ["a=1"]);
+}
+
+#[test]
+fn r10_n12_a_refused_resource_is_not_sent_again_until_it_differs() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1")]));
+    client.ask(CLUSTER, &[]);
+    client.settle();
+
+    let bad = plane.publish(&[(CLUSTER, "a", "bad"), (CLUSTER, "b", "1")]);
+    client.publish(bad);
+    let reply = only(client.receive());
+    client.nack(&reply, "a is bad");
+    client.wait(60_000);
+    assert!(client.receive().is_empty(), "nothing in a minute");
+    assert!(!client.is_settled(CLUSTER));
+    let events = client.events();
+    let Some(Event::Nacked { refusal, .. }) = events.last() else {
+        panic!("the refusal is an event: {events:?}");
+    };
+    assert_eq!(refusal.message, "a is bad");
+
+    // Other resources go on, and going back to what was accepted clears the refusal.
+    client.publish(plane.publish(&[(CLUSTER, "a", "1"), (CLUSTER, "b", "2")]));
+    assert_eq!(only(client.settle()).resources, ["a=1", "b=2"]);
+    assert!(client.is_settled(CLUSTER));
+}
+
+#[test]
+fn r21_n03_asking_again_for_a_held_resource_sends_it_again() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1")]));
+    client.ask(CLUSTER, &["a"]);
+    client.settle();
+    client.ask(CLUSTER, &["a"]);
+    assert_eq!(only(client.settle()).resources, ["a=1"]);
+}
+
+#[test]
+fn r22_n06_unsubscribing_a_name_under_the_wildcard_is_answered() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1")]));
+    client.ask(CLUSTER, &["*", "a", "x"]);
+    client.settle();
+    client.unsubscribe(CLUSTER, &["a"]);
+    assert_eq!(only(client.settle()).resources, ["a=1"]);
+    client.unsubscribe(CLUSTER, &["x"]);
+    assert_eq!(only(client.settle()).removed, ["x"]);
+}
+
+#[test]
+fn r22_unsubscribing_what_was_not_subscribed_is_ignored() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(ENDPOINT, "a", "1")]));
+    client.ask(ENDPOINT, &["a"]);
+    client.settle();
+    client.unsubscribe(ENDPOINT, &["b"]);
+    assert!(client.receive().is_empty());
+    client.unsubscribe(ENDPOINT, &["a"]);
+    assert!(client.receive().is_empty());
+    client.publish(plane.publish(&[(ENDPOINT, "a", "2")]));
+    assert!(client.receive().is_empty(), "nobody wants it");
+}
+
+#[test]
+fn r23_nothing_unasked_is_sent() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(ENDPOINT, "a", "1"), (ENDPOINT, "b", "1")]));
+    client.ask(ENDPOINT, &["a"]);
+    assert_eq!(only(client.settle()).resources, ["a=1"]);
+    client.publish(plane.publish(&[(ENDPOINT, "a", "1"), (ENDPOINT, "b", "2")]));
+    assert!(client.receive().is_empty());
+}
+
+#[test]
+fn r25_on_demand_clusters_beside_the_wildcard() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1")]));
+    client.ask(CLUSTER, &["*"]);
+    client.settle();
+    client.ask(CLUSTER, &["x"]);
+    let reply = only(client.receive());
+    assert_eq!(
+        (reply.resources.len(), reply.removed),
+        (0, vec!["x".to_owned()])
+    );
+}
+
+#[test]
+fn r25_who_asks_does_not_wait_for_an_unanswered_push() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1")]));
+    client.ask(CLUSTER, &["*"]);
+    only(client.receive());
+    client.ask(CLUSTER, &["x"]);
+    assert_eq!(only(client.receive()).removed, ["x"]);
+}
+
+#[test]
+fn r28_r29_n04_a_name_that_does_not_exist_is_told_at_once_and_sent_when_it_does() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[]));
+    client.ask(CLUSTER, &["x"]);
+    assert_eq!(only(client.settle()).removed, ["x"]);
+    client.publish(plane.publish(&[(CLUSTER, "x", "1")]));
+    assert_eq!(only(client.settle()).resources, ["x=1"]);
+}
+
+#[test]
+fn r27_removal_is_told_by_name() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1"), (CLUSTER, "b", "1")]));
+    client.ask(CLUSTER, &[]);
+    client.settle();
+    client.publish(plane.publish(&[(CLUSTER, "a", "1")]));
+    let reply = only(client.settle());
+    assert_eq!(
+        (reply.resources.len(), reply.removed),
+        (0, vec!["b".to_owned()])
+    );
+}
+
+#[test]
+fn r34_n15_first_wildcard_on_an_empty_view_is_answered_once() {
+    let mut client = Client::delta(Plane::default().publish(&[]));
+    client.ask(LISTENER, &[]);
+    let reply = only(client.settle());
+    assert!(reply.resources.is_empty() && reply.removed.is_empty());
+    client.ask(LISTENER, &[]);
+    assert!(client.receive().is_empty());
+}
+
+#[test]
+fn r36_n01_subscription_with_a_stale_nonce_is_honoured() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(ENDPOINT, "a", "1"), (ENDPOINT, "b", "1")]));
+    client.ask(ENDPOINT, &["a"]);
+    let first = only(client.settle());
+    client.publish(plane.publish(&[(ENDPOINT, "a", "2"), (ENDPOINT, "b", "1")]));
+    let second = only(client.receive());
+    client.send(&Request {
+        subscribe: names(&["b"]),
+        ..answer(&first, None)
+    });
+    let third = only(client.receive());
+    assert_eq!(third.resources, ["b=1"]);
+    assert!(
+        client
+            .events()
+            .iter()
+            .any(|it| matches!(it, Event::StaleNonce { .. }))
+    );
+    client.ack(&second);
+    client.ack(&third);
+    assert!(client.is_settled(ENDPOINT));
+}
+
+#[test]
+fn r35_r37_n13_answers_that_change_the_subscription_change_it() {
+    for error in [None, Some("no")] {
+        let mut plane = Plane::default();
+        let view = plane.publish(&[(ENDPOINT, "a", "1"), (ENDPOINT, "b", "1")]);
+        let mut client = Client::delta(view);
+        client.ask(ENDPOINT, &["a"]);
+        let reply = only(client.receive());
+        client.send(&Request {
+            subscribe: names(&["b"]),
+            unsubscribe: names(&["a"]),
+            ..answer(&reply, error)
+        });
+        assert_eq!(only(client.settle()).resources, ["b=1"], "{error:?}");
+        client.publish(plane.publish(&[(ENDPOINT, "a", "2"), (ENDPOINT, "b", "1")]));
+        assert!(
+            client.receive().is_empty(),
+            "{error:?}: a is not wanted any more"
+        );
+    }
+}
+
+#[test]
+fn r38_r39_n07_reconnecting_costs_what_changed() {
+    // Another replica: another history of views.
+    let mut plane = Plane::default();
+    plane.publish(&[(CLUSTER, "z", "1")]);
+    let view = plane.publish(&[(CLUSTER, "a", "1"), (CLUSTER, "b", "2")]);
+    let held = |name: &str, value: &str| (Name::from(name), version(CLUSTER, name, value));
+    for subscribe in [names(&[]), names(&["*"]), names(&["a", "b", "c"])] {
+        let mut client = Client::delta(view.clone());
+        client.send(&Request {
+            subscribe: subscribe.clone(),
+            initial_versions: vec![held("a", "1"), held("b", "1"), held("c", "1")],
+            ..ask(Variant::Delta, CLUSTER, &[])
+        });
+        let reply = only(client.settle());
+        assert_eq!(reply.resources, ["b=2"], "{subscribe:?}");
+        assert_eq!(reply.removed, ["c"], "{subscribe:?}");
+    }
+}
+
+#[test]
+fn r38_n20_reconnecting_with_equal_versions_costs_nothing() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1")]));
+    client.send(&Request {
+        initial_versions: vec![(Name::from("a"), version(CLUSTER, "a", "1"))],
+        ..ask(Variant::Delta, CLUSTER, &["*"])
+    });
+    assert!(client.receive().is_empty());
+    assert!(client.is_settled(CLUSTER));
+}
+
+#[test]
+fn r38_versions_that_are_not_ours_match_nothing() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1")]));
+    client.send(&Request {
+        initial_versions: vec![(Name::from("a"), "0".to_owned())],
+        ..ask(Variant::Delta, CLUSTER, &["*"])
+    });
+    assert_eq!(only(client.settle()).resources, ["a=1"]);
+}
+
+#[test]
+fn r38_initial_versions_count_on_the_first_request_of_a_type_only() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(ENDPOINT, "a", "1"), (ENDPOINT, "b", "1")]));
+    client.ask(ENDPOINT, &["a"]);
+    client.settle();
+    client.send(&Request {
+        initial_versions: vec![(Name::from("b"), version(ENDPOINT, "b", "1"))],
+        ..ask(Variant::Delta, ENDPOINT, &["b"])
+    });
+    assert_eq!(only(client.settle()).resources, ["b=1"]);
+}
+
+#[test]
+fn r08_n16_a_nonce_of_another_stream_means_nothing() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1")]));
+    client.send(&Request {
+        nonce: "7-1".to_owned(),
+        ..ask(Variant::Delta, CLUSTER, &[])
+    });
+    let reply = only(client.receive());
+    assert_eq!(reply.resources, ["a=1"]);
+    for nonce in ["8-1", "7-2", "7", "nonsense", "7--1"] {
+        client.send(&Request {
+            nonce: nonce.to_owned(),
+            ..ask(Variant::Delta, CLUSTER, &[])
+        });
+        assert!(!client.is_settled(CLUSTER), "{nonce} is no answer");
+    }
+    client.ack(&reply);
+    assert!(client.is_settled(CLUSTER));
+}
+
+#[test]
+fn an_unknown_type_stays_idle_and_is_answered() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1")]));
+    client.ask(UNKNOWN, &["x"]);
+    assert_eq!(only(client.settle()).removed, ["x"]);
+    client.ask(CLUSTER, &[]);
+    assert_eq!(only(client.settle()).resources, ["a=1"]);
+    // A type by any other URL works with no code.
+    client.publish(plane.publish(&[(CLUSTER, "a", "1"), (UNKNOWN, "x", "1")]));
+    assert_eq!(only(client.settle()).resources, ["x=1"]);
+}
+
+#[test]
+fn changes_while_a_response_is_unanswered_coalesce() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "0"), (CLUSTER, "b", "0")]));
+    client.ask(CLUSTER, &[]);
+    let first = only(client.receive());
+    for value in ["1", "2", "3"] {
+        client.publish(plane.publish(&[(CLUSTER, "a", value), (CLUSTER, "b", "0")]));
+        assert!(client.receive().is_empty());
+    }
+    client.ack(&first);
+    assert_eq!(only(client.settle()).resources, ["a=3"]);
+}
+
+#[test]
+fn a_change_there_and_back_sends_nothing() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "0")]));
+    client.ask(CLUSTER, &[]);
+    let first = only(client.receive());
+    client.publish(plane.publish(&[(CLUSTER, "a", "1")]));
+    client.publish(plane.publish(&[(CLUSTER, "a", "0")]));
+    client.publish(plane.publish(&[(CLUSTER, "a", "0"), (CLUSTER, "b", "0")]));
+    client.publish(plane.publish(&[(CLUSTER, "a", "0")]));
+    client.ack(&first);
+    assert!(client.settle().is_empty());
+    assert!(client.is_settled(CLUSTER));
+}
+
+#[test]
+fn n18_ten_thousand_resources_go_in_several_responses_each_below_four_megabytes() {
+    let body = "x".repeat(1000);
+    let keys: Vec<String> = (0..10_000).map(|number| format!("c{number:05}")).collect();
+    let content: Vec<(&str, &str, &str)> = keys
+        .iter()
+        .map(|key| (ENDPOINT, key.as_str(), body.as_str()))
+        .collect();
+    let mut client = Client::delta(Plane::default().publish(&content));
+    client.ask(
+        ENDPOINT,
+        &keys.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
+
+    let first = only(client.receive());
+    client.ack(&first);
+    let mut replies = vec![first];
+    replies.extend(client.settle());
+    assert!(replies.len() > 2, "{} responses", replies.len());
+    assert!(
+        replies
+            .iter()
+            .all(|reply| reply.size_bytes < 4 * 1024 * 1024)
+    );
+    assert_eq!(
+        replies
+            .iter()
+            .map(|reply| reply.resources.len())
+            .sum::<usize>(),
+        keys.len()
+    );
+}
+
+#[test]
+fn a_name_over_the_limit_ends_the_stream_and_nothing_is_applied() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1")]));
+    let long = "x".repeat(limits::NAME_BYTES + 1);
+    let refused = client.try_send(&ask(Variant::Delta, CLUSTER, &["a", &long]));
+    assert_eq!(
+        refused,
+        Err(RequestError::LongName {
+            size_bytes: long.len()
+        })
+    );
+    assert!(client.receive().is_empty());
+}
+
+#[test]
+fn names_and_types_are_bounded() {
+    let mut client = Client::delta(Plane::default().publish(&[]));
+    let keys: Vec<Name> = (0..limits::SUBSCRIBED_NAMES)
+        .map(|it| Name::from(it.to_string()))
+        .collect();
+    let request = |keys: &[Name]| Request {
+        subscribe: keys.to_vec(),
+        ..ask(Variant::Delta, ENDPOINT, &[])
+    };
+    client.send(&request(&keys));
+    client.send(&request(&keys[..10]));
+    let refused = client.try_send(&request(&[Name::from("one more")]));
+    assert!(matches!(refused, Err(RequestError::TooManyNames { .. })));
+
+    let mut client = Client::delta(Plane::default().publish(&[]));
+    for number in 0..limits::TYPES_PER_STREAM {
+        client.ask(&format!("t{number}"), &[]);
+    }
+    let refused = client.try_send(&ask(Variant::Delta, "one more", &[]));
+    assert_eq!(refused, Err(RequestError::TooManyTypes));
+}
+
+#[test]
+fn r32_n21_an_extension_stays_while_a_listener_may_refer_to_it() {
+    let mut plane = Plane::default();
+    let view = plane.publish(&[(LISTENER, "l", "uses e"), (EXTENSION_CONFIG, "e", "1")]);
+    let mut client = Client::delta(view);
+    client.ask(LISTENER, &[]);
+    client.ask(EXTENSION_CONFIG, &["e"]);
+    client.settle();
+    client.publish(plane.publish(&[(LISTENER, "l", "uses nothing")]));
+    let reply = only(client.receive());
+    assert_eq!(types(std::slice::from_ref(&reply)), ["lds"]);
+    client.wait(5_000);
+    assert!(client.receive().is_empty(), "the listener is not answered");
+    client.ack(&reply);
+    assert_eq!(only(client.settle()).removed, ["e"]);
+}

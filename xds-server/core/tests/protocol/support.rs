@@ -1,0 +1,308 @@
+//! A client and a control plane for the tests: they speak through real, encoded responses.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_proto::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+use isthmus_xds_core::stream::{Event, Peer, StreamOptions};
+use isthmus_xds_core::{Name, Request, Resource, Stream, TypeUrl, Variant, View};
+use prost::Message;
+
+pub(crate) use isthmus_xds_core::type_rules::{
+    CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE, SECRET,
+};
+
+/// What a view has: `(type, name, content)`. A cluster's endpoints have the cluster's name.
+pub(crate) type Content<'a> = &'a [(&'a str, &'a str, &'a str)];
+
+/// A sequence of views, each following the one before.
+#[derive(Default)]
+pub(crate) struct Plane {
+    view: Option<Arc<View>>,
+    generation: u64,
+}
+
+impl Plane {
+    pub(crate) fn publish(&mut self, content: Content<'_>) -> Arc<View> {
+        self.generation += 1;
+        let mut types: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>> = BTreeMap::new();
+        for (type_url, name, value) in content {
+            let resource = resource(type_url, name, value);
+            let set = types.entry(TypeUrl::from(*type_url)).or_default();
+            set.insert(Name::from(*name), Arc::new(resource));
+        }
+        let view = View::build(self.view.as_deref(), self.generation, types);
+        let view = Arc::new(view);
+        self.view = Some(Arc::clone(&view));
+        view
+    }
+}
+
+/// The content carries the name, since a state-of-the-world response does not.
+fn resource(type_url: &str, name: &str, value: &str) -> Resource {
+    let resource = Resource::new(
+        type_url,
+        Name::from(name),
+        format!("{name}={value}").as_bytes(),
+    );
+    if type_url == CLUSTER {
+        return resource.with_endpoints(Name::from(name));
+    }
+    resource
+}
+
+/// Version that a resource of this content has.
+pub(crate) fn version(type_url: &str, name: &str, value: &str) -> String {
+    resource(type_url, name, value).version().to_string()
+}
+
+/// A decoded response.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    pub(crate) type_url: String,
+    pub(crate) nonce: String,
+    pub(crate) version: String,
+    /// `name=content`, in order.
+    pub(crate) resources: Vec<String>,
+    pub(crate) removed: Vec<String>,
+    pub(crate) size_bytes: usize,
+}
+
+/// One stream, seen from its client.
+pub(crate) struct Client {
+    stream: Stream,
+    variant: Variant,
+    pub(crate) now: Duration,
+}
+
+impl Client {
+    pub(crate) fn sotw(view: Arc<View>) -> Self {
+        Self::new(Variant::Sotw, Peer::Envoy, None, view)
+    }
+
+    pub(crate) fn delta(view: Arc<View>) -> Self {
+        Self::new(Variant::Delta, Peer::Envoy, None, view)
+    }
+
+    pub(crate) fn new(
+        variant: Variant,
+        peer: Peer,
+        only_type: Option<&str>,
+        view: Arc<View>,
+    ) -> Self {
+        let options = StreamOptions {
+            variant,
+            only_type: only_type.map(TypeUrl::from),
+            peer,
+            id: 7,
+            identifier: "test".into(),
+        };
+        Self {
+            stream: Stream::new(options, view),
+            variant,
+            now: Duration::ZERO,
+        }
+    }
+
+    pub(crate) fn publish(&mut self, view: Arc<View>) {
+        self.stream.handle_view(view, self.now);
+    }
+
+    pub(crate) fn wait(&mut self, millis: u64) {
+        self.now += Duration::from_millis(millis);
+    }
+
+    pub(crate) fn send(&mut self, request: &Request) {
+        self.stream
+            .handle_request(request, self.now)
+            .expect("the request is a valid one");
+    }
+
+    pub(crate) fn try_send(
+        &mut self,
+        request: &Request,
+    ) -> Result<(), isthmus_xds_core::RequestError> {
+        self.stream.handle_request(request, self.now)
+    }
+
+    /// Everything that the server has to say at this time.
+    pub(crate) fn receive(&mut self) -> Vec<Reply> {
+        std::iter::from_fn(|| self.stream.poll(self.now))
+            .map(|response| decode(self.variant, &response))
+            .collect()
+    }
+
+    /// Like [`Client::receive`], accepting each response as it comes, until all is quiet.
+    pub(crate) fn settle(&mut self) -> Vec<Reply> {
+        let mut all = Vec::new();
+        loop {
+            let replies = self.receive();
+            if replies.is_empty() {
+                return all;
+            }
+            for reply in replies {
+                self.ack(&reply);
+                all.push(reply);
+            }
+        }
+    }
+
+    /// Asks for names: all of them, or in addition, as the variant has it.
+    pub(crate) fn ask(&mut self, type_url: &str, names: &[&str]) {
+        self.send(&ask(self.variant, type_url, names));
+    }
+
+    pub(crate) fn unsubscribe(&mut self, type_url: &str, names: &[&str]) {
+        self.send(&Request {
+            type_url: type_url.to_owned(),
+            unsubscribe: self::names(names),
+            ..Request::default()
+        });
+    }
+
+    /// Accepts an incremental response, or a state-of-the-world one of a wildcard subscription.
+    pub(crate) fn ack(&mut self, reply: &Reply) {
+        self.send(&answer(reply, None));
+    }
+
+    pub(crate) fn nack(&mut self, reply: &Reply, error: &str) {
+        self.send(&answer(reply, Some(error)));
+    }
+
+    /// Accepts a state-of-the-world response, repeating the names as clients do.
+    pub(crate) fn ack_with(&mut self, reply: &Reply, names: &[&str]) {
+        self.send(&Request {
+            names: self::names(names),
+            ..answer(reply, None)
+        });
+    }
+
+    pub(crate) fn events(&mut self) -> Vec<Event> {
+        self.stream.take_events()
+    }
+
+    pub(crate) fn next_wake(&self) -> Option<Duration> {
+        self.stream.next_wake()
+    }
+
+    pub(crate) fn is_settled(&self, type_url: &str) -> bool {
+        let all = self.stream.status();
+        let status = all.iter().find(|status| &*status.type_url == type_url);
+        status.is_some_and(|status| status.is_settled)
+    }
+}
+
+pub(crate) fn ask(variant: Variant, type_url: &str, names: &[&str]) -> Request {
+    let names = self::names(names);
+    let (names, subscribe) = match variant {
+        Variant::Sotw => (names, Vec::new()),
+        Variant::Delta => (Vec::new(), names),
+    };
+    Request {
+        type_url: type_url.to_owned(),
+        names,
+        subscribe,
+        ..Request::default()
+    }
+}
+
+pub(crate) fn answer(reply: &Reply, error: Option<&str>) -> Request {
+    Request {
+        type_url: reply.type_url.clone(),
+        nonce: reply.nonce.clone(),
+        error: error.map(ToOwned::to_owned),
+        ..Request::default()
+    }
+}
+
+pub(crate) fn names(names: &[&str]) -> Vec<Name> {
+    names.iter().map(|name| Name::from(*name)).collect()
+}
+
+/// Types of responses, in order, in short.
+pub(crate) fn types(replies: &[Reply]) -> Vec<&str> {
+    replies
+        .iter()
+        .map(|reply| match reply.type_url.as_str() {
+            CLUSTER => "cds",
+            ENDPOINT => "eds",
+            LISTENER => "lds",
+            ROUTE => "rds",
+            SECRET => "sds",
+            EXTENSION_CONFIG => "ecds",
+            _ => "other",
+        })
+        .collect()
+}
+
+/// The one response there must be.
+pub(crate) fn only(replies: Vec<Reply>) -> Reply {
+    let [reply] = <[Reply; 1]>::try_from(replies).expect("there is exactly one response");
+    reply
+}
+
+fn decode(variant: Variant, response: &isthmus_xds_core::Response) -> Reply {
+    let bytes: Vec<u8> = response.pieces.iter().flatten().copied().collect();
+    let size_bytes = bytes.len();
+    assert_eq!(size_bytes, response.size_bytes());
+    let text = |value: &[u8]| String::from_utf8(value.to_vec()).expect("tests use text");
+    match variant {
+        Variant::Sotw => {
+            let message = DiscoveryResponse::decode(&*bytes).expect("it is a DiscoveryResponse");
+            assert_eq!(message.control_plane.expect("R5").identifier, "test");
+            let resources = message.resources.iter().map(|any| {
+                assert_eq!(any.type_url, message.type_url, "R30");
+                text(&any.value)
+            });
+            Reply {
+                resources: resources.collect(),
+                type_url: message.type_url.clone(),
+                nonce: message.nonce,
+                version: message.version_info,
+                removed: Vec::new(),
+                size_bytes,
+            }
+        }
+        Variant::Delta => {
+            let message = DeltaDiscoveryResponse::decode(&*bytes).expect("it is a delta response");
+            assert_eq!(message.control_plane.expect("R5").identifier, "test");
+            let resources = message.resources.iter().map(|resource| {
+                let any = resource.resource.as_ref().expect("it has a body");
+                assert_eq!(any.type_url, message.type_url, "R30");
+                let value = text(&any.value);
+                let (name, content) = value.split_once('=').expect("tests write name=content");
+                assert_eq!(name, resource.name, "R31");
+                assert_eq!(
+                    resource.version,
+                    version(&any.type_url, name, content),
+                    "R39"
+                );
+                value
+            });
+            let resources: Vec<String> = resources.collect();
+            let reply = Reply {
+                resources,
+                type_url: message.type_url.clone(),
+                nonce: message.nonce,
+                version: message.system_version_info,
+                removed: message.removed_resources,
+                size_bytes,
+            };
+            assert_unique(&reply);
+            reply
+        }
+    }
+}
+
+// R30: Envoy refuses a response that names something twice.
+fn assert_unique(reply: &Reply) {
+    let upserts = reply.resources.iter().filter_map(|it| it.split('=').next());
+    let mut all: Vec<&str> = upserts
+        .chain(reply.removed.iter().map(String::as_str))
+        .collect();
+    let count = all.len();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), count, "R30: {reply:?}");
+}
