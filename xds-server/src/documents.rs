@@ -1,5 +1,7 @@
 //! From what a source loaded to what the catalog publishes.
 
+use std::sync::Arc;
+
 use isthmus_proto::pb::envoy::config::cluster::v3::Cluster;
 use isthmus_proto::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use isthmus_xds_core::catalog::Draft;
@@ -9,24 +11,23 @@ use prost::Message;
 use crate::config_dir::{LoadedConfig, LoadedDocument, LoadedResource};
 
 /// Turns a loaded directory into documents for the catalog.
-pub fn from_config_dir(config: LoadedConfig) -> Vec<Document> {
-    let documents = config.documents.into_iter();
+pub fn from_config_dir(config: &LoadedConfig) -> Vec<Document> {
+    let documents = config.documents.iter();
     documents
-        .map(|document: LoadedDocument| Document {
-            name: document.name,
-            selector: document.selector,
-            resources: document.resources.into_iter().map(draft).collect(),
+        .map(|document: &LoadedDocument| Document {
+            name: Name::clone(&document.name),
+            selector: document.selector.clone(),
+            resources: document.resources.iter().map(draft).collect(),
         })
         .collect()
 }
 
-fn draft(resource: LoadedResource) -> Draft {
-    let endpoints = endpoints_of(&resource);
+fn draft(resource: &LoadedResource) -> Draft {
     Draft {
-        type_url: resource.type_url,
-        name: resource.name,
-        value: resource.value,
-        endpoints,
+        type_url: Arc::clone(&resource.type_url),
+        name: Name::clone(&resource.name),
+        value: resource.value.clone(),
+        endpoints: endpoints_of(resource),
     }
 }
 

@@ -161,7 +161,7 @@ impl Metrics {
         }
     }
 
-    /// Writes all metrics in the OpenMetrics text format.
+    /// Writes all metrics in the `OpenMetrics` text format.
     ///
     /// # Errors
     ///
@@ -232,6 +232,16 @@ impl Metrics {
         self.config_generation.set(generation);
         self.config_documents.set(clamp(documents));
         self.scopes.set(clamp(scopes));
+    }
+
+    // Read again and found as it was; errors that were there are mended.
+    pub(crate) fn observe_unchanged(&self) {
+        self.reloads
+            .get_or_create(&ResultLabel {
+                result: "unchanged",
+            })
+            .inc();
+        self.config_errors.set(0);
     }
 
     pub(crate) fn observe_refusal(&self, errors: usize) {

@@ -1,63 +1,77 @@
 //! From the configuration directory to the plane: publishes what loads, reports what does not.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
-use crate::config_dir::{self, ConfigError, LoadedConfig};
+use crate::config_dir::watch::{Reading, Timing, WatchError, watch};
+use crate::config_dir::{ConfigError, LoadedConfig};
 use crate::documents;
 use crate::plane::Plane;
-
-/// Why the directory cannot be watched.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// It cannot.
-    #[error("cannot watch {}", dir.display())]
-    Watch {
-        /// The directory.
-        dir: PathBuf,
-    },
-}
 
 /// Loads the directory and keeps loading it when it changes, until the task is aborted.
 ///
 /// # Errors
 ///
-/// Returns [`SourceError`] if the directory cannot be watched at all.
-pub fn spawn(dir: &Path, plane: Arc<Plane>) -> Result<JoinHandle<()>, SourceError> {
-    let dir = dir.to_owned();
+/// Returns [`WatchError`] if the directory cannot be watched at all.
+pub fn spawn(dir: &Path, plane: Arc<Plane>) -> Result<JoinHandle<()>, WatchError> {
+    let directory = watch(dir, Timing::default())?;
     Ok(tokio::spawn(async move {
-        let loaded = tokio::task::spawn_blocking(move || config_dir::load(&dir)).await;
-        if let Ok(loaded) = loaded {
-            apply(&plane, loaded);
+        let mut readings = directory.readings();
+        let mut in_force = None;
+        while readings.changed().await.is_ok() {
+            let reading = readings.borrow_and_update().clone();
+            let Reading { config, errors, .. } = reading;
+            report(&plane, &errors);
+            let Some(config) = config else { continue };
+            if in_force
+                .as_ref()
+                .is_some_and(|old| Arc::ptr_eq(old, &config))
+            {
+                if errors.is_empty() {
+                    plane.metrics.observe_unchanged();
+                }
+                continue;
+            }
+            publish(&plane, &config).await;
+            in_force = Some(config);
         }
     }))
 }
 
-fn apply(plane: &Plane, loaded: Result<LoadedConfig, Vec<ConfigError>>) {
-    match loaded {
-        Ok(config) => {
-            let resources: usize = config.documents.iter().map(|it| it.resources.len()).sum();
-            let count = config.documents.len();
-            let generation = plane.publish(documents::from_config_dir(config));
-            info!(
-                generation,
-                documents = count,
-                resources,
-                "configuration in force"
-            );
-        }
-        Err(errors) => {
-            plane.metrics.observe_refusal(errors.len());
-            for error in &errors {
-                error!("{error}");
-            }
-            error!(
-                errors = errors.len(),
-                "configuration refused; the last good one stays in force"
-            );
-        }
+// Encoding thousands of resources takes milliseconds: not on a thread that serves streams.
+async fn publish(plane: &Arc<Plane>, config: &Arc<LoadedConfig>) {
+    let (plane, config) = (Arc::clone(plane), Arc::clone(config));
+    let published = tokio::task::spawn_blocking(move || {
+        let resources: usize = config.documents.iter().map(|it| it.resources.len()).sum();
+        let documents = config.documents.len();
+        let generation = plane.publish(documents::from_config_dir(&config));
+        info!(generation, documents, resources, "configuration in force");
+    });
+    if let Err(panic) = published.await {
+        error!(%panic, "the configuration could not be published; the last one stays in force");
+    }
+}
+
+fn report(plane: &Plane, errors: &[ConfigError]) {
+    if errors.is_empty() {
+        return;
+    }
+    plane.metrics.observe_refusal(errors.len());
+    for error in errors {
+        error!("{error}");
+    }
+    if plane.is_ready() {
+        error!(
+            errors = errors.len(),
+            "configuration refused; the last good one stays in force"
+        );
+    } else {
+        error!(
+            errors = errors.len(),
+            "configuration refused; nothing is served until it is right"
+        );
     }
 }

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::admin;
 use crate::cli::Cli;
+use crate::config_dir::watch::WatchError;
 use crate::grpc::DiscoveryService;
 use crate::plane::Plane;
 use crate::reload;
@@ -51,7 +52,7 @@ pub enum ServerError {
     Xds(#[source] tonic::transport::Error),
     /// The configuration directory cannot be watched.
     #[error(transparent)]
-    Source(#[from] reload::SourceError),
+    Source(#[from] WatchError),
 }
 
 /// Runs until SIGTERM or SIGINT.

@@ -50,14 +50,12 @@ pub(super) fn spawn(
         let session = run(plane, settings, peer, inbound, &outbound);
         let ended = tokio::select! {
             ended = session => ended,
-            _ = shutdown.wait_for(|is_down| *is_down) => {
-                Err(Status::unavailable("the server is shutting down; reconnect"))
-            }
+            _ = shutdown.wait_for(|is_down| *is_down) => Err(Ended::Shutdown),
         };
-        if let Err(status) = ended {
-            metrics.metrics.refuse_stream(reason(&status));
+        if let Err(ended) = ended {
+            metrics.metrics.refuse_stream(ended.reason());
             // Fails only if the client is gone, which is what it would have been told.
-            let _ = outbound.send(Err(status)).await;
+            let _ = outbound.send(Err(ended.into_status())).await;
         }
     });
     receiver
@@ -69,17 +67,15 @@ async fn run(
     peer: String,
     mut inbound: Streaming<Inbound>,
     outbound: &Outbound,
-) -> Result<(), Status> {
+) -> Result<(), Ended> {
     let first = tokio::time::timeout(FIRST_REQUEST_PATIENCE, inbound.message()).await;
     let Ok(first) = first else {
-        return Err(Status::deadline_exceeded(
-            "no request came within 30 s of opening the stream",
-        ));
+        return Err(Ended::Silent);
     };
-    let Some(Inbound { node, request }) = first? else {
+    let Some(Inbound { node, request }) = first.map_err(Ended::Broken)? else {
         return Ok(());
     };
-    let node = ClientNode::parse(node)?;
+    let node = ClientNode::parse(node).map_err(Ended::NoNode)?;
     let mut moved = plane.scopes_moved();
     let mut subscriber = plane.subscribe(&node.view());
     let id = plane.next_stream_id();
@@ -157,12 +153,10 @@ struct Session {
 }
 
 impl Session {
-    fn handle(&mut self, request: &isthmus_xds_core::Request) -> Result<(), Status> {
+    fn handle(&mut self, request: &isthmus_xds_core::Request) -> Result<(), Ended> {
         let now = self.opened.elapsed();
         let is_answer = !request.nonce.is_empty();
-        self.stream
-            .handle_request(request, now)
-            .map_err(|error| refusal(&error))?;
+        self.stream.handle_request(request, now)?;
         if !is_answer {
             self.plane.metrics.count_subscription(&request.type_url);
         }
@@ -229,24 +223,54 @@ fn client(node: &ClientNode, peer: String, variant: Variant, subscriber: &Subscr
     }
 }
 
-fn refusal(error: &RequestError) -> Status {
-    let message = error.to_string();
-    match error {
-        RequestError::NoTypeUrl | RequestError::WrongType { .. } => {
-            Status::invalid_argument(message)
-        }
-        RequestError::LongName { .. }
-        | RequestError::TooManyNames { .. }
-        | RequestError::TooManyTypes => Status::resource_exhausted(message),
+/// Why the server ends a stream. The client is told, and it is counted.
+#[derive(Debug)]
+enum Ended {
+    /// The first request did not come.
+    Silent,
+    /// The first request does not say who asks.
+    NoNode(Status),
+    /// A request breaks the protocol, or a bound.
+    Refused(RequestError),
+    /// The first message could not be read.
+    Broken(Status),
+    /// The server stops.
+    Shutdown,
+}
+
+impl From<RequestError> for Ended {
+    fn from(error: RequestError) -> Self {
+        Self::Refused(error)
     }
 }
 
-fn reason(status: &Status) -> &'static str {
-    match status.code() {
-        tonic::Code::InvalidArgument => "invalid_request",
-        tonic::Code::ResourceExhausted => "over_limit",
-        tonic::Code::DeadlineExceeded => "silent",
-        tonic::Code::Unavailable => "shutdown",
-        _ => "other",
+impl Ended {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::NoNode(_) => "no_node",
+            Self::Refused(RequestError::NoTypeUrl | RequestError::WrongType { .. }) => "wrong_type",
+            Self::Refused(_) => "over_limit",
+            Self::Broken(_) => "broken",
+            Self::Shutdown => "shutdown",
+        }
+    }
+
+    fn into_status(self) -> Status {
+        match self {
+            Self::Silent => Status::deadline_exceeded(format!(
+                "no request came within {FIRST_REQUEST_PATIENCE:?} of opening the stream"
+            )),
+            Self::NoNode(status) | Self::Broken(status) => status,
+            Self::Refused(error) => match error {
+                RequestError::NoTypeUrl | RequestError::WrongType { .. } => {
+                    Status::invalid_argument(error.to_string())
+                }
+                RequestError::LongName { .. }
+                | RequestError::TooManyNames { .. }
+                | RequestError::TooManyTypes => Status::resource_exhausted(error.to_string()),
+            },
+            Self::Shutdown => Status::unavailable("the server is shutting down; reconnect"),
+        }
     }
 }

@@ -55,6 +55,10 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 // What one client believes of one type.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is one thing the protocol depends on"
+)]
 #[derive(Clone, Debug, Default)]
 struct Belief {
     is_started: bool,
