@@ -155,3 +155,114 @@ fn agree(left: Option<&String>, right: Option<&String>) -> bool {
         (None, _) | (_, None) => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_selector_matches_when_all_it_gives_does() {
+        let metadata = BTreeMap::from([("role".to_owned(), "gateway".to_owned())]);
+        let node = NodeView {
+            id: "a",
+            cluster: "edge",
+            region: "r",
+            zone: "z",
+            sub_zone: "",
+            metadata: &metadata,
+        };
+        let cases = [
+            ("everybody", "{}", true),
+            ("id", r#"{"id": "a"}"#, true),
+            ("another id", r#"{"id": "b"}"#, false),
+            ("a prefix of the id is not the id", r#"{"id": ""}"#, false),
+            ("id and cluster", r#"{"id": "a", "cluster": "edge"}"#, true),
+            (
+                "id and another cluster",
+                r#"{"id": "a", "cluster": "core"}"#,
+                false,
+            ),
+            (
+                "part of the locality",
+                r#"{"locality": {"zone": "z"}}"#,
+                true,
+            ),
+            (
+                "all of the locality",
+                r#"{"locality": {"region": "r", "zone": "z", "subZone": ""}}"#,
+                true,
+            ),
+            (
+                "another region",
+                r#"{"locality": {"region": "s", "zone": "z"}}"#,
+                false,
+            ),
+            ("metadata", r#"{"metadata": {"role": "gateway"}}"#, true),
+            (
+                "another value",
+                r#"{"metadata": {"role": "sidecar"}}"#,
+                false,
+            ),
+            (
+                "a key that is not there",
+                r#"{"metadata": {"tier": ""}}"#,
+                false,
+            ),
+        ];
+        for (name, selector, wanted) in cases {
+            let selector: Selector = serde_json::from_str(selector).expect(name);
+            assert_eq!(selector.matches(&node), wanted, "{name}");
+            assert_eq!(selector.is_empty(), name == "everybody", "{name}");
+        }
+    }
+
+    #[test]
+    fn selectors_overlap_unless_a_field_differs() {
+        let cases = [
+            ("everybody and everybody", "{}", "{}", true),
+            ("everybody and one", "{}", r#"{"id": "a"}"#, true),
+            ("two ids", r#"{"id": "a"}"#, r#"{"id": "b"}"#, false),
+            (
+                "id and cluster",
+                r#"{"id": "a"}"#,
+                r#"{"cluster": "b"}"#,
+                true,
+            ),
+            (
+                "two zones",
+                r#"{"locality": {"zone": "a", "region": "r"}}"#,
+                r#"{"locality": {"zone": "b"}}"#,
+                false,
+            ),
+            (
+                "two values",
+                r#"{"metadata": {"a": "1", "b": "1"}}"#,
+                r#"{"metadata": {"b": "2"}}"#,
+                false,
+            ),
+            (
+                "two keys",
+                r#"{"metadata": {"a": "1"}}"#,
+                r#"{"metadata": {"b": "1"}}"#,
+                true,
+            ),
+        ];
+        for (name, left, right, wanted) in cases {
+            let left: Selector = serde_json::from_str(left).expect(name);
+            let right: Selector = serde_json::from_str(right).expect(name);
+            assert_eq!(left.may_overlap(&right), wanted, "{name}");
+            assert_eq!(
+                right.may_overlap(&left),
+                wanted,
+                "{name}: the other way round"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_what_was_read() {
+        let text = r#"{"apiVersion":"isthmus.io/v1alpha1","kind":"EnvoyResources","metadata":{"name":"edge"},"spec":{"selector":{"locality":{"subZone":"a"}},"resources":[{"@type":"t","name":"n"}]}}"#;
+        let document: EnvoyResources = serde_json::from_str(text).expect("a document");
+        assert_eq!(serde_json::to_string(&document).expect("JSON"), text);
+    }
+}

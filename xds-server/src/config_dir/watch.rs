@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Instant;
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
@@ -66,7 +66,14 @@ pub enum WatchError {
 pub struct DirectoryWatch {
     messages: SyncSender<Message>,
     readings: watch::Receiver<Reading>,
-    thread: Option<JoinHandle<()>>,
+    signals: Arc<Signals>,
+}
+
+/// What must get through even when the queue is full.
+#[derive(Debug, Default)]
+struct Signals {
+    is_overflown: AtomicBool,
+    is_stopped: AtomicBool,
 }
 
 /// Reads `dir` and keeps reading it when it changes.
@@ -78,11 +85,11 @@ pub struct DirectoryWatch {
 /// Returns [`WatchError`] if the system has no thread or no file-system events left.
 pub fn watch(dir: &Path, timing: Timing) -> Result<DirectoryWatch, WatchError> {
     let (messages, inbox) = sync_channel(MAX_QUEUED_EVENTS);
-    let is_overflown = Arc::new(AtomicBool::new(false));
+    let signals = Arc::new(Signals::default());
     let handler = Handler {
         dir_name: dir.file_name().map(OsStr::to_owned),
         dir: dir.to_owned(),
-        is_overflown: Arc::clone(&is_overflown),
+        signals: Arc::clone(&signals),
         messages: messages.clone(),
     };
     let watcher = notify::recommended_watcher(move |event| handler.handle(event))
@@ -93,21 +100,21 @@ pub fn watch(dir: &Path, timing: Timing) -> Result<DirectoryWatch, WatchError> {
         dir: dir.to_owned(),
         fingerprint: None,
         inbox,
-        is_overflown,
+        signals: Arc::clone(&signals),
         publisher,
         retries: 0,
         timing,
         watched: Vec::new(),
         watcher,
     };
-    let thread = thread::Builder::new()
+    thread::Builder::new()
         .name("config-dir".to_owned())
         .spawn(move || reader.run())
         .map_err(WatchError::Thread)?;
     Ok(DirectoryWatch {
         messages,
         readings,
-        thread: Some(thread),
+        signals,
     })
 }
 
@@ -121,18 +128,17 @@ impl DirectoryWatch {
 
 impl Drop for DirectoryWatch {
     fn drop(&mut self) {
-        // Waits for a reading that is under way, so that nothing is read after the watch is gone.
-        let _ = self.messages.send(Message::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        // Does not wait for a reading that is under way: this may run on a thread that serves streams.
+        self.signals.is_stopped.store(true, Ordering::Release);
+        // A full queue wakes the thread as well.
+        let _ = self.messages.try_send(Message::Wake);
     }
 }
 
 #[derive(Debug)]
 enum Message {
     Change(Change),
-    Stop,
+    Wake,
 }
 
 /// Runs on the thread of the event source: tells what matters and never blocks.
@@ -140,7 +146,7 @@ enum Message {
 struct Handler {
     dir: PathBuf,
     dir_name: Option<OsString>,
-    is_overflown: Arc<AtomicBool>,
+    signals: Arc<Signals>,
     messages: SyncSender<Message>,
 }
 
@@ -189,7 +195,7 @@ impl Handler {
 
     fn send(&self, change: Change) {
         if let Err(TrySendError::Full(_)) = self.messages.try_send(Message::Change(change)) {
-            self.is_overflown.store(true, Ordering::Release);
+            self.signals.is_overflown.store(true, Ordering::Release);
         }
     }
 }
@@ -201,7 +207,7 @@ struct Reader {
     /// Of the last reading that got far enough to have one.
     fingerprint: Option<Fingerprint>,
     inbox: Receiver<Message>,
-    is_overflown: Arc<AtomicBool>,
+    signals: Arc<Signals>,
     publisher: watch::Sender<Reading>,
     retries: usize,
     timing: Timing,
@@ -222,9 +228,9 @@ impl Reader {
     fn run(mut self) {
         self.read();
         let mut looked_at = Instant::now();
-        loop {
+        while !self.signals.is_stopped.load(Ordering::Acquire) {
             let now = Instant::now();
-            if self.is_overflown.swap(false, Ordering::Acquire) {
+            if self.signals.is_overflown.swap(false, Ordering::AcqRel) {
                 self.debounce.handle(Change::Unknown, now);
             }
             let due = self.debounce.due_at();
@@ -236,12 +242,12 @@ impl Reader {
             let next = due.unwrap_or(looked_at + self.timing.rescan);
             match self.inbox.recv_timeout(next.saturating_duration_since(now)) {
                 Ok(Message::Change(change)) => self.debounce.handle(change, Instant::now()),
-                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) if due.is_none() => {
                     self.rescan();
                     looked_at = Instant::now();
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Message::Wake) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
