@@ -1,13 +1,15 @@
 //! The composition root: binds the addresses, starts the parts, and stops them in order.
 
+use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tracing::{info, warn};
 
@@ -42,11 +44,11 @@ pub enum ServerError {
         /// The option that sets it.
         flag: &'static str,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The process cannot receive signals.
     #[error("cannot watch for SIGTERM")]
-    Signal(#[source] std::io::Error),
+    Signal(#[source] io::Error),
     /// The gRPC server failed.
     #[error("the xDS server failed")]
     Xds(#[source] tonic::transport::Error),
@@ -55,60 +57,109 @@ pub enum ServerError {
     Source(#[from] WatchError),
 }
 
-/// Runs until SIGTERM or SIGINT.
-///
-/// # Errors
-///
-/// Returns [`ServerError`] if it cannot start. Bad configuration is not an error: the server
-/// waits for a good one, not ready.
-pub async fn run(cli: Cli) -> Result<(), ServerError> {
-    let xds = bind(cli.xds_listen, "xDS", "--xds-listen").await?;
-    let admin = bind(cli.admin_listen, "the admin endpoint", "--admin-listen").await?;
-    let plane = Arc::new(Plane::new());
-    let (stop, stopped) = watch::channel(false);
+/// A server whose addresses are bound and that does not serve yet.
+#[derive(Debug)]
+pub struct Server {
+    xds: TcpListener,
+    admin: TcpListener,
+    config_dir: PathBuf,
+}
 
-    let source = reload::spawn(&cli.config_dir, Arc::clone(&plane))?;
-    let admin_server = tokio::spawn(serve_admin(admin, Arc::clone(&plane)));
-    let identifier = format!("isthmus-xds/{}", env!("CARGO_PKG_VERSION"));
-    let service = DiscoveryService::new(plane, identifier.into(), stopped.clone());
-    info!(
-        xds = %cli.xds_listen,
-        admin = %cli.admin_listen,
-        config_dir = %cli.config_dir.display(),
-        "serving"
-    );
+impl Server {
+    /// Binds both addresses.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ServerError::Bind`] if one is taken or not allowed.
+    pub async fn bind(cli: &Cli) -> Result<Self, ServerError> {
+        Ok(Self {
+            xds: bind(cli.xds_listen, "xDS", "--xds-listen").await?,
+            admin: bind(cli.admin_listen, "the admin endpoint", "--admin-listen").await?,
+            config_dir: cli.config_dir.clone(),
+        })
+    }
 
-    let mut until_stopped = stopped.clone();
-    let server = Server::builder()
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .serve_with_incoming_shutdown(
-            service,
-            TcpIncoming::from(xds).with_nodelay(Some(true)),
-            async move {
-                // Fails only if the sender is gone, and then it is time to stop as well.
-                let _ = until_stopped.wait_for(|is_stopped| *is_stopped).await;
-            },
-        );
-    tokio::pin!(server);
-    let ended = tokio::select! {
-        ended = &mut server => ended.map_err(ServerError::Xds),
-        ended = wait_for_stop() => match ended {
-            Ok(name) => {
-                info!(signal = name, "stopping: clients are told to reconnect");
-                stop.send_replace(true);
+    /// Address of the xDS services; its port is the real one where the command line had 0.
+    ///
+    /// # Errors
+    ///
+    /// Returns the operating system's error.
+    pub fn xds_addr(&self) -> io::Result<SocketAddr> {
+        self.xds.local_addr()
+    }
+
+    /// Address of the admin endpoint.
+    ///
+    /// # Errors
+    ///
+    /// Returns the operating system's error.
+    pub fn admin_addr(&self) -> io::Result<SocketAddr> {
+        self.admin.local_addr()
+    }
+
+    /// Serves until `stop` is done, then tells clients to reconnect and returns.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ServerError`] if it cannot go on. Bad configuration is not an error: the server
+    /// waits for a good one, not ready.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
+        let plane = Arc::new(Plane::new());
+        let (stopping, stopped) = watch::channel(false);
+        let source = reload::spawn(&self.config_dir, Arc::clone(&plane))?;
+        let (xds, admin) = (self.xds_addr(), self.admin_addr());
+        let admin_server = tokio::spawn(serve_admin(self.admin, Arc::clone(&plane)));
+        let identifier = format!("isthmus-xds/{}", env!("CARGO_PKG_VERSION"));
+        let service = DiscoveryService::new(plane, identifier.into(), stopped.clone());
+        let config_dir = self.config_dir.display();
+        info!(xds = ?xds.ok(), admin = ?admin.ok(), %config_dir, "serving");
+
+        let mut until_stopped = stopped;
+        let server = tonic::transport::Server::builder()
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .serve_with_incoming_shutdown(
+                service,
+                TcpIncoming::from(self.xds).with_nodelay(Some(true)),
+                async move {
+                    // Fails only if the sender is gone, and then it is time to stop as well.
+                    let _ = until_stopped.wait_for(|is_stopped| *is_stopped).await;
+                },
+            );
+        tokio::pin!(server);
+        let ended = tokio::select! {
+            ended = &mut server => ended.map_err(ServerError::Xds),
+            () = stop => {
+                info!("stopping: clients are told to reconnect");
+                stopping.send_replace(true);
                 if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
                     warn!("streams did not end within {DRAIN:?}; closing their connections");
                 }
                 Ok(())
             }
-            Err(error) => Err(error),
-        },
+        };
+        source.abort();
+        admin_server.abort();
+        ended
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// Returns [`ServerError`] if it cannot start or go on.
+pub async fn run(cli: &Cli) -> Result<(), ServerError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServerError::Signal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::Signal)?;
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     };
-    source.abort();
-    admin_server.abort();
-    ended
+    Server::bind(cli).await?.serve(stop).await
 }
 
 async fn bind(
@@ -128,14 +179,5 @@ async fn bind(
 async fn serve_admin(listener: TcpListener, plane: Arc<Plane>) {
     if let Err(error) = axum::serve(listener, admin::router(plane)).await {
         warn!(%error, "the admin endpoint failed; xDS goes on");
-    }
-}
-
-async fn wait_for_stop() -> Result<&'static str, ServerError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(ServerError::Signal)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::Signal)?;
-    tokio::select! {
-        _ = terminate.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("SIGINT"),
     }
 }
