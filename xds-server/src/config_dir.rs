@@ -103,18 +103,13 @@ fn load_with_fingerprint(dir: &Path) -> Result<(LoadedConfig, Fingerprint), Vec<
     let of_directory = |problem| vec![ConfigError::of_file(&whole, problem)];
     let before = Fingerprint::take(dir).map_err(of_directory)?;
     let mut loader = Loader::new();
-    let mut total_bytes = 0;
     for name in before.names() {
+        if loader.is_full() {
+            break;
+        }
         let file: Arc<str> = name.to_string_lossy().into();
         match read::read_file(&dir.join(name)) {
-            Ok(text) => {
-                total_bytes += text.len() as u64;
-                if total_bytes > limits::MAX_TOTAL_BYTES {
-                    loader.error(&file, Problem::TotalTooLarge);
-                    break;
-                }
-                loader.file(&file, &text);
-            }
+            Ok(text) => loader.file(&file, &text),
             Err(problem) => loader.error(&file, problem),
         }
     }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Instant;
 
 use isthmus_proto::descriptor_pool;
-use isthmus_xds::config_dir::{self, LoadedConfig, LoadedDocument, read_text};
+use isthmus_xds::config_dir::{self, LoadedConfig, LoadedDocument, limits, read_text};
 use proptest::prelude::*;
 use prost_reflect::{DynamicMessage, SerializeOptions};
 
@@ -301,6 +301,49 @@ fn a_file_of_ten_megabytes_is_read() {
         started.elapsed()
     );
     assert_eq!(config.documents[0].resources.len(), count);
+}
+
+#[test]
+fn errors_are_bounded() {
+    let resources = "    - {name: no-type}\n".repeat(limits::MAX_ERRORS * 3);
+    let text = format!("{FRAME}metadata: {{name: a}}\nspec:\n  resources:\n{resources}");
+    let errors = read_text("a.yaml", &text).expect_err("bad resources");
+    assert_eq!(errors.len(), limits::MAX_ERRORS);
+
+    let fields = (0..limits::MAX_ERRORS * 3).map(|field| format!("      f{field}: 1\n"));
+    let text = document("a", "x", "{}") + &fields.collect::<String>();
+    let errors = read_text("a.yaml", &text).expect_err("bad fields");
+    assert_eq!(errors.len(), limits::MAX_ERRORS);
+}
+
+#[test]
+fn files_are_bounded() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for file in 0..=limits::MAX_FILES {
+        File::create(dir.path().join(format!("{file}.yaml"))).expect("a file");
+    }
+    let errors = config_dir::load(dir.path()).expect_err("too many files");
+    let wanted = format!(
+        "{}: the directory holds 10001 configuration files, over the limit of 10000",
+        dir.path().display()
+    );
+    assert_eq!(errors[0].to_string(), wanted);
+}
+
+/// Five files under the limit of one file, together over the limit of all.
+#[test]
+fn bytes_of_all_files_are_bounded() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for file in 0..5 {
+        let file = File::create(dir.path().join(format!("{file}.yaml"))).expect("a file");
+        file.set_len(limits::MAX_FILE_BYTES).expect("a sparse file");
+    }
+    let errors = config_dir::load(dir.path()).expect_err("too much text");
+    let wanted = format!(
+        "{}: the directory holds 335544320 bytes of configuration, over the limit of 268435456",
+        dir.path().display()
+    );
+    assert_eq!(errors[0].to_string(), wanted);
 }
 
 proptest! {

@@ -243,8 +243,13 @@ pub enum Problem {
     },
 
     /// More than [`MAX_TOTAL_BYTES`].
-    #[error("with this file the directory has more than {MAX_TOTAL_BYTES} bytes of configuration")]
-    TotalTooLarge,
+    #[error(
+        "the directory holds {found} bytes of configuration, over the limit of {MAX_TOTAL_BYTES}"
+    )]
+    TotalTooLarge {
+        /// How many there are.
+        found: u64,
+    },
 
     /// A name that is not one of a closed set.
     #[error("unknown {what} {found}{of}{suggestion}", found = Quoted(.found), of = Of(.of.as_deref()))]

@@ -39,11 +39,19 @@ impl Loader {
             self.error(file, Problem::EmptyFile);
         }
         for document in documents {
+            if self.is_full() {
+                return;
+            }
             self.document(file, document);
         }
         if let Some(error) = syntax_error {
             self.errors.push(from_syntax(file, error));
         }
+    }
+
+    /// Whether there are as many errors as are reported.
+    pub(super) fn is_full(&self) -> bool {
+        self.errors.len() >= MAX_ERRORS
     }
 
     /// Takes what is wrong with a file or the directory.
@@ -165,7 +173,7 @@ impl Loader {
                     ));
                 }
             }
-            if self.errors.len() >= MAX_ERRORS {
+            if self.is_full() {
                 break;
             }
         }

@@ -19,7 +19,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::error::{Io, Problem};
-use super::limits::{MAX_FILE_BYTES, MAX_FILES};
+use super::limits::{MAX_FILE_BYTES, MAX_FILES, MAX_TOTAL_BYTES};
 
 const EXTENSIONS: [&str; 3] = ["json", "yaml", "yml"];
 
@@ -45,7 +45,7 @@ struct Identity {
 }
 
 impl Fingerprint {
-    /// Lists the configuration files of `dir`.
+    /// Lists the configuration files of `dir`, if they are few and small enough to be read.
     pub(super) fn take(dir: &Path) -> Result<Self, Problem> {
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(dir).map_err(|error| Problem::Directory(Io(error)))? {
@@ -58,9 +58,15 @@ impl Fingerprint {
                 files.insert(name, identity);
             }
         }
-        match files.len() {
-            0 => Err(Problem::NoFiles),
-            found if found > MAX_FILES => Err(Problem::TooManyFiles { found }),
+        let bytes = files
+            .values()
+            .flatten()
+            .map(|identity: &Identity| identity.size)
+            .sum();
+        match (files.len(), bytes) {
+            (0, _) => Err(Problem::NoFiles),
+            (found, _) if found > MAX_FILES => Err(Problem::TooManyFiles { found }),
+            (_, found) if found > MAX_TOTAL_BYTES => Err(Problem::TotalTooLarge { found }),
             _ => Ok(Self { files }),
         }
     }

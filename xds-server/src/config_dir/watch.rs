@@ -1,6 +1,6 @@
 //! Keeps a configuration directory read: a thread that hears of changes and reads when it is quiet.
 //!
-//! The thread is the shell around [`Debounce`]: it has the clock, the file-system events and the blocking
+//! The thread is the shell around a state machine: it has the clock, the file-system events and the blocking
 //! reads. Events come for the directory and, so that it may be deleted and made again, for its parent. A
 //! reading that fails leaves the last good configuration in force.
 //!

@@ -6,7 +6,7 @@
 //! the YAML it is.
 //!
 //! Plain scalars have the types of YAML 1.2's core schema: `yes` and `on` are strings. Mapping keys are
-//! always strings. Duplicate keys are kept: whoever gives the mapping a meaning knows its path.
+//! always strings; the merge key `<<` is one like any other, as in Envoy's own files. Duplicate keys are kept: whoever gives the mapping a meaning knows its path.
 
 use std::collections::HashMap;
 
