@@ -1,42 +1,139 @@
-//! How much of small request and response traffic skips TCP.
+//! How much of small request and response traffic skips TCP, on each hop.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
+    os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _},
+    thread,
+    time::Duration,
+};
 
-use isthmus_accel_abi::{Hop, PassReason};
+use isthmus_accel_abi::{Hop, HopStats, PassReason};
 
-use crate::fixture::{APP, Fixture, PROXY, Pod, VIP, echo, ping_pong};
+use crate::fixture::{APP, Fixture, PROXY, Pod, VIP, echo, ping_pong, sockaddr, tcp_socket};
 
-const CONNECTIONS: u32 = 300;
 const ROUNDS: u32 = 20;
 const SIZE: usize = 200;
+/// Clients at a time in each test: more than the machine has CPUs.
+const CLIENTS: u32 = 8;
+const CONNECTIONS_PER_CLIENT: u32 = 60;
+const CONNECTIONS: u32 = CLIENTS * CONNECTIONS_PER_CLIENT;
 
 #[test]
 fn an_application_reaches_its_proxy_past_tcp() {
     let pod = Pod::alone([198, 18, 0, 1]);
     let mut fixture = Fixture::load();
     fixture.add_pod(&pod);
-    let listener = pod.listen(PROXY, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15_001));
-    let proxy = pod.spawn_as(PROXY, PROXY, move || {
-        for _ in 0..CONNECTIONS {
-            let (stream, _) = listener.accept().expect("a connection");
-            std::thread::spawn(move || echo(stream, SIZE));
-        }
-    });
-    let spent = pod.run_as(APP, move || {
-        let mut spent = std::time::Duration::ZERO;
-        for _ in 0..CONNECTIONS {
-            let mut stream = std::net::TcpStream::connect(VIP).expect("the proxy listens");
-            stream.set_nodelay(true).expect("TCP");
-            spent += ping_pong(&mut stream, SIZE, ROUNDS);
-        }
-        spent / CONNECTIONS
-    });
-    proxy.join().expect("the proxy is fine");
+    let proxy = pod.listen(PROXY, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15_001));
+    let spent = exchange(&pod, APP, proxy, || TcpStream::connect(VIP).expect("the proxy listens"));
+
     let request = fixture.hop(&pod, Hop::APP_TO_PROXY);
     let response = fixture.hop(&pod, Hop::PROXY_TO_APP_RETURN);
-    eprintln!("round trip {spent:?}\nrequest {request:?}\nresponse {response:?}");
-    assert_eq!(request.connections, u64::from(CONNECTIONS));
-    assert_eq!(response.bytes_redirected, 0, "an application reads by TCP");
-    assert_eq!(response.passes[PassReason::ReaderIsApp.index()], u64::from(CONNECTIONS * ROUNDS));
-    assert!(request.bytes_redirected * 100 >= request.bytes_total * 95);
+    eprintln!("application to proxy: {spent:?} a round trip, {}", describe(&request));
+    assert_skips_tcp(&request);
+    assert_stays_on_tcp(&response);
+}
+
+#[test]
+fn proxies_reach_each_other_past_tcp_both_ways() {
+    let (client, server) = Pod::pair();
+    let mut fixture = Fixture::load();
+    fixture.add_pod(&client);
+    fixture.add_pod(&server);
+    let inbound = server.listen(PROXY, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 15_006));
+    let to = SocketAddrV4::new(server.addr, 8080);
+    let spent = exchange(&client, PROXY, inbound, move || TcpStream::connect(to).expect("15006 listens"));
+
+    let request = fixture.hop(&client, Hop::PROXY_TO_PROXY_REQUEST);
+    let response = fixture.hop(&server, Hop::PROXY_TO_PROXY_RESPONSE);
+    eprintln!(
+        "proxy to proxy: {spent:?} a round trip, request {}, response {}",
+        describe(&request),
+        describe(&response)
+    );
+    assert_skips_tcp(&request);
+    assert_skips_tcp(&response);
+}
+
+#[test]
+fn an_application_answers_its_proxy_past_tcp() {
+    let pod = Pod::alone([198, 18, 0, 2]);
+    let mut fixture = Fixture::load();
+    fixture.add_pod(&pod);
+    let to = SocketAddrV4::new(pod.addr, 8080);
+    let application = pod.listen(APP, to);
+    let spent = exchange(&pod, PROXY, application, move || connect_from_127_0_0_6(to));
+
+    let request = fixture.hop(&pod, Hop::PROXY_TO_APP);
+    let response = fixture.hop(&pod, Hop::APP_TO_PROXY_RETURN);
+    eprintln!("proxy to application: {spent:?} a round trip, response {}", describe(&response));
+    assert_stays_on_tcp(&request);
+    assert_skips_tcp(&response);
+}
+
+/// Lets [`CLIENTS`] threads of the pod talk to whoever accepts; returns the time of a round trip.
+fn exchange(
+    pod: &Pod,
+    id: u32,
+    listener: TcpListener,
+    connect: impl Fn() -> TcpStream + Clone + Send + 'static,
+) -> Duration {
+    let server = thread::spawn(move || {
+        for _ in 0..CONNECTIONS {
+            let (stream, _) = listener.accept().expect("a connection");
+            stream.set_nodelay(true).expect("TCP");
+            thread::spawn(move || echo(stream, SIZE));
+        }
+    });
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let connect = connect.clone();
+            pod.spawn_as(id, id, move || {
+                let mut spent = Duration::ZERO;
+                for _ in 0..CONNECTIONS_PER_CLIENT {
+                    let mut stream = connect();
+                    stream.set_nodelay(true).expect("TCP");
+                    spent += ping_pong(&mut stream, SIZE, ROUNDS);
+                }
+                spent / CONNECTIONS_PER_CLIENT
+            })
+        })
+        .collect();
+    let spent: Duration = clients.into_iter().map(|client| client.join().expect("it ends")).sum();
+    server.join().expect("the server ends");
+    spent / CLIENTS
+}
+
+/// Dials as Istio's Envoy dials its application.
+fn connect_from_127_0_0_6(to: SocketAddrV4) -> TcpStream {
+    let socket = tcp_socket(0);
+    let source = sockaddr(SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 6), 0));
+    let to = sockaddr(to);
+    // SAFETY: two addresses of the length that is passed.
+    unsafe {
+        let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+        assert_eq!(libc::bind(socket.as_raw_fd(), (&raw const source).cast(), len), 0);
+        assert_eq!(libc::connect(socket.as_raw_fd(), (&raw const to).cast(), len), 0);
+        TcpStream::from_raw_fd(socket.into_raw_fd())
+    }
+}
+
+fn describe(stats: &HopStats) -> String {
+    let passes = PassReason::ALL
+        .into_iter()
+        .filter(|reason| stats.passes[reason.index()] > 0)
+        .map(|reason| format!(", {} {}", reason.name(), stats.passes[reason.index()]));
+    let share = stats.bytes_redirected as f64 * 100.0 / stats.bytes_total as f64;
+    format!("{share:.2} % redirected{}", passes.collect::<String>())
+}
+
+fn assert_skips_tcp(stats: &HopStats) {
+    assert_eq!(stats.connections, u64::from(CONNECTIONS));
+    assert_eq!(stats.bytes_total, u64::from(CONNECTIONS * ROUNDS) * SIZE as u64);
+    assert!(stats.bytes_redirected * 100 >= stats.bytes_total * 95, "{}", describe(stats));
+}
+
+fn assert_stays_on_tcp(stats: &HopStats) {
+    assert_eq!(stats.bytes_total, u64::from(CONNECTIONS * ROUNDS) * SIZE as u64);
+    assert_eq!(stats.bytes_redirected, 0, "an application reads by TCP");
+    assert_eq!(stats.passes[PassReason::ReaderIsApp.index()], u64::from(CONNECTIONS * ROUNDS));
 }
