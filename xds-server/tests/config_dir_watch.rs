@@ -1,5 +1,6 @@
 //! `config_dir::watch` with real files: every way in which people and programs replace configuration.
 
+use std::env;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::symlink;
@@ -140,6 +141,23 @@ async fn a_directory_may_go_and_come_back() {
         let last = until(&watched, |reading| !reading.errors.is_empty()).await;
         assert_eq!(names(&last), [second], "the last good one stays in force");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_may_be_named_relatively() {
+    let dir = Dir::with(&["a"]);
+    let here = env::current_dir().expect("a working directory");
+    let mut relative: PathBuf = here.ancestors().skip(1).map(|_| "..").collect();
+    relative.push(
+        dir.path
+            .strip_prefix("/")
+            .expect("temporary directories are absolute"),
+    );
+    relative.push(".");
+    let watched = watch(&relative, EVENTS_ONLY).expect("a watch");
+    until(&watched, |reading| names(reading) == ["a"]).await;
+    fs::write(dir.path.join("a.yaml"), document("b")).expect("a file");
+    until(&watched, |reading| names(reading) == ["b"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -56,6 +56,10 @@ pub enum WatchError {
     #[error("file-system events are not available; raise fs.inotify.max_user_instances")]
     Events(#[source] notify::Error),
 
+    /// The path is relative and the working directory is gone, or it is empty.
+    #[error("the configuration directory cannot be named absolutely; give an absolute path")]
+    Path(#[source] io::Error),
+
     /// The thread cannot be started.
     #[error("the thread that reads the configuration directory cannot be started")]
     Thread(#[source] io::Error),
@@ -82,8 +86,11 @@ struct Signals {
 ///
 /// # Errors
 ///
-/// Returns [`WatchError`] if the system has no thread or no file-system events left.
+/// Returns [`WatchError`] if the path cannot be made absolute, or if the system has no thread or no
+/// file-system events left.
 pub fn watch(dir: &Path, timing: Timing) -> Result<DirectoryWatch, WatchError> {
+    // Events name what they are about absolutely.
+    let dir = &path::absolute(dir).map_err(WatchError::Path)?;
     let (messages, inbox) = sync_channel(MAX_QUEUED_EVENTS);
     let signals = Arc::new(Signals::default());
     let handler = Handler {
@@ -294,7 +301,6 @@ impl Reader {
     /// Watches what the paths lead to now, which may not be what they led to before.
     fn keep_watched(&mut self) {
         let parent = match self.dir.parent() {
-            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
             Some(parent) => parent,
             None => &self.dir,
         };
