@@ -71,8 +71,10 @@ impl Status {
         let mut sums: BTreeMap<String, HopBytes> = BTreeMap::new();
         for row in &self.hops {
             let sum = sums.entry(row.hop.clone()).or_default();
-            sum.redirected += row.bytes_redirected;
-            sum.total += row.bytes_total;
+            sum.add(HopBytes {
+                redirected: row.bytes_redirected,
+                total: row.bytes_total,
+            });
         }
         sums
     }
@@ -95,6 +97,12 @@ impl HopBytes {
     )]
     pub fn share(self) -> Option<f64> {
         (self.total > 0).then(|| self.redirected as f64 / self.total as f64)
+    }
+
+    /// Adds what another measurement moved.
+    pub fn add(&mut self, other: Self) {
+        self.redirected += other.redirected;
+        self.total += other.total;
     }
 
     /// What was added since `earlier`.

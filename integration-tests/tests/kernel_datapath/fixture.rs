@@ -42,14 +42,24 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// Loads everything, with the sockmap on.
     pub(crate) fn load() -> Self {
-        Self::load_with(LoadOptions { mode: SettingsMode::SOCKMAP, ..LoadOptions::default() })
+        Self::load_with(LoadOptions {
+            mode: SettingsMode::SOCKMAP,
+            ..LoadOptions::default()
+        })
     }
 
     pub(crate) fn load_with(options: LoadOptions) -> Self {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let pin_dir = PathBuf::from(format!("/sys/fs/bpf/isthmus-test-{}-{id}", std::process::id()));
+        let pin_dir = PathBuf::from(format!(
+            "/sys/fs/bpf/isthmus-test-{}-{id}",
+            std::process::id()
+        ));
         let datapath = Self::open(&pin_dir, &options);
-        Self { datapath, pin_dir, options }
+        Self {
+            datapath,
+            pin_dir,
+            options,
+        }
     }
 
     pub(crate) fn open(pin_dir: &Path, options: &LoadOptions) -> LinuxDatapath {
@@ -69,21 +79,34 @@ impl Fixture {
 
     pub(crate) fn add_pod_as(&mut self, pod: &Pod, config: PodConfig) {
         let netns_cookie = pod.cookie;
-        self.apply(MapOp::PutPod { netns_cookie, config });
-        self.apply(MapOp::PutAddr { addr: v4_mapped(pod.addr.octets()), netns_cookie });
+        self.apply(MapOp::PutPod {
+            netns_cookie,
+            config,
+        });
+        self.apply(MapOp::PutAddr {
+            addr: v4_mapped(pod.addr.octets()),
+            netns_cookie,
+        });
     }
 
     pub(crate) fn hop(&self, pod: &Pod, hop: Hop) -> HopStats {
         let key = HopKey::new(pod.cookie, hop);
         let rows = self.datapath.hop_stats().expect("the counters can be read");
-        rows.iter().find(|row| row.key == key).map(|row| row.stats).unwrap_or_default()
+        rows.iter()
+            .find(|row| row.key == key)
+            .map(|row| row.stats)
+            .unwrap_or_default()
     }
 }
 
 impl Drop for Fixture {
     fn drop(&mut self) {
         if let Err(error) = detach(&self.pin_dir) {
-            eprintln!("{} is left behind: {}", self.pin_dir.display(), chain(&error));
+            eprintln!(
+                "{} is left behind: {}",
+                self.pin_dir.display(),
+                chain(&error)
+            );
         }
     }
 }
@@ -113,11 +136,17 @@ impl Pod {
         let netns = thread::spawn(|| {
             // SAFETY: changes this thread only, which ends with this closure.
             check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).expect("unshare works as root");
-            File::open("/proc/thread-self/ns/net").expect("a thread has a network namespace").into()
+            File::open("/proc/thread-self/ns/net")
+                .expect("a thread has a network namespace")
+                .into()
         })
         .join()
         .expect("the namespace is made");
-        let mut pod = Self { netns, cookie: 0, addr: addr.into() };
+        let mut pod = Self {
+            netns,
+            cookie: 0,
+            addr: addr.into(),
+        };
         pod.ip(&["link", "set", "lo", "up"]);
         pod.cookie = pod.run_as(0, netns_cookie);
         pod
@@ -135,7 +164,9 @@ impl Pod {
     pub(crate) fn pair() -> (Self, Self) {
         let (a, b) = (Self::new([198, 18, 0, 1]), Self::new([198, 18, 0, 2]));
         let peer = format!("/proc/{}/fd/{}", std::process::id(), b.netns.as_raw_fd());
-        a.ip(&["link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &peer]);
+        a.ip(&[
+            "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &peer,
+        ]);
         for pod in [&a, &b] {
             pod.ip(&["addr", "add", &format!("{}/24", pod.addr), "dev", "eth0"]);
             pod.ip(&["link", "set", "eth0", "up"]);
@@ -148,12 +179,22 @@ impl Pod {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let output = self.run_as(0, move || Command::new("ip").args(&args).output());
         let output = output.expect("iproute2 is installed (`cargo xtask setup`)");
-        assert!(output.status.success(), "ip: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "ip: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// Runs `work` in the namespace, as this user and group, on a thread of its own.
-    pub(crate) fn run_as<T: Send + 'static>(&self, id: u32, work: impl FnOnce() -> T + Send + 'static) -> T {
-        self.spawn_as(id, id, work).join().expect("the work does not panic")
+    pub(crate) fn run_as<T: Send + 'static>(
+        &self,
+        id: u32,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        self.spawn_as(id, id, work)
+            .join()
+            .expect("the work does not panic")
     }
 
     pub(crate) fn spawn_as<T: Send + 'static>(
@@ -162,7 +203,10 @@ impl Pod {
         gid: u32,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> thread::JoinHandle<T> {
-        let netns = self.netns.try_clone().expect("a descriptor can be duplicated");
+        let netns = self
+            .netns
+            .try_clone()
+            .expect("a descriptor can be duplicated");
         thread::spawn(move || {
             // Raw calls: the C library would change every thread of the process.
             // SAFETY: plain numbers; they change this thread only, which ends with this closure.
@@ -179,7 +223,9 @@ impl Pod {
 
     /// Listens in the namespace, as this user.
     pub(crate) fn listen(&self, id: u32, addr: SocketAddrV4) -> TcpListener {
-        self.run_as(id, move || TcpListener::bind(addr).expect("the address is free"))
+        self.run_as(id, move || {
+            TcpListener::bind(addr).expect("the address is free")
+        })
     }
 
     /// Connects from the namespace, as this user.
@@ -189,7 +235,11 @@ impl Pod {
 }
 
 fn check(answer: libc::c_int) -> io::Result<()> {
-    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if answer == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn netns_cookie() -> u64 {
@@ -209,16 +259,33 @@ pub(crate) fn sockopt(
     let mut len = libc::socklen_t::try_from(len).expect("a short buffer");
     // SAFETY: a buffer and its length.
     check(unsafe {
-        libc::getsockopt(socket.as_raw_fd(), level, name, bytes.as_mut_ptr().cast(), &raw mut len)
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            bytes.as_mut_ptr().cast(),
+            &raw mut len,
+        )
     })?;
     bytes.truncate(len as usize);
     Ok(bytes)
 }
 
-pub(crate) fn set_sockopt(socket: &impl AsRawFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
+pub(crate) fn set_sockopt(
+    socket: &impl AsRawFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) {
     // SAFETY: a pointer to an integer and its length.
     check(unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), 4)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            4,
+        )
     })
     .expect("the option can be set");
 }
@@ -231,7 +298,10 @@ pub(crate) fn original_dst(socket: &impl AsRawFd) -> io::Result<SocketAddrV4> {
     assert_eq!(bytes.len(), 16, "a sockaddr_in");
     assert_eq!(bytes[..2], 2_u16.to_ne_bytes(), "AF_INET");
     let addr = Ipv4Addr::new(bytes[4], bytes[5], bytes[6], bytes[7]);
-    Ok(SocketAddrV4::new(addr, u16::from_be_bytes([bytes[2], bytes[3]])))
+    Ok(SocketAddrV4::new(
+        addr,
+        u16::from_be_bytes([bytes[2], bytes[3]]),
+    ))
 }
 
 /// Waits until `is_true`, or fails with `what`.
@@ -270,7 +340,11 @@ pub(crate) fn ping_pong(stream: &mut TcpStream, size: usize, rounds: u32) -> Dur
 pub(crate) fn tcp_socket(flags: libc::c_int) -> OwnedFd {
     // SAFETY: plain numbers.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | flags, 0) };
-    assert!(fd >= 0, "a socket can be made: {}", io::Error::last_os_error());
+    assert!(
+        fd >= 0,
+        "a socket can be made: {}",
+        io::Error::last_os_error()
+    );
     // SAFETY: just made, and owned by nobody else.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
@@ -280,7 +354,9 @@ pub(crate) fn sockaddr(addr: SocketAddrV4) -> libc::sockaddr_in {
     libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
         sin_port: addr.port().to_be(),
-        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(addr.ip().octets()) },
+        sin_addr: libc::in_addr {
+            s_addr: u32::from_ne_bytes(addr.ip().octets()),
+        },
         sin_zero: [0; 8],
     }
 }

@@ -24,11 +24,16 @@ fn an_application_reaches_its_proxy_past_tcp() {
     let mut fixture = Fixture::load();
     fixture.add_pod(&pod);
     let proxy = pod.listen(PROXY, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15_001));
-    let spent = exchange(&pod, APP, proxy, || TcpStream::connect(VIP).expect("the proxy listens"));
+    let spent = exchange(&pod, APP, proxy, || {
+        TcpStream::connect(VIP).expect("the proxy listens")
+    });
 
     let request = fixture.hop(&pod, Hop::APP_TO_PROXY);
     let response = fixture.hop(&pod, Hop::PROXY_TO_APP_RETURN);
-    eprintln!("application to proxy: {spent:?} a round trip, {}", describe(&request));
+    eprintln!(
+        "application to proxy: {spent:?} a round trip, {}",
+        describe(&request)
+    );
     assert_skips_tcp(&request);
     assert_stays_on_tcp(&response);
 }
@@ -41,7 +46,9 @@ fn proxies_reach_each_other_past_tcp_both_ways() {
     fixture.add_pod(&server);
     let inbound = server.listen(PROXY, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 15_006));
     let to = SocketAddrV4::new(server.addr, 8080);
-    let spent = exchange(&client, PROXY, inbound, move || TcpStream::connect(to).expect("15006 listens"));
+    let spent = exchange(&client, PROXY, inbound, move || {
+        TcpStream::connect(to).expect("15006 listens")
+    });
 
     let request = fixture.hop(&client, Hop::PROXY_TO_PROXY_REQUEST);
     let response = fixture.hop(&server, Hop::PROXY_TO_PROXY_RESPONSE);
@@ -65,7 +72,10 @@ fn an_application_answers_its_proxy_past_tcp() {
 
     let request = fixture.hop(&pod, Hop::PROXY_TO_APP);
     let response = fixture.hop(&pod, Hop::APP_TO_PROXY_RETURN);
-    eprintln!("proxy to application: {spent:?} a round trip, response {}", describe(&response));
+    eprintln!(
+        "proxy to application: {spent:?} a round trip, response {}",
+        describe(&response)
+    );
     assert_stays_on_tcp(&request);
     assert_skips_tcp(&response);
 }
@@ -98,7 +108,10 @@ fn exchange(
             })
         })
         .collect();
-    let spent: Duration = clients.into_iter().map(|client| client.join().expect("it ends")).sum();
+    let spent: Duration = clients
+        .into_iter()
+        .map(|client| client.join().expect("it ends"))
+        .sum();
     server.join().expect("the server ends");
     spent / CLIENTS
 }
@@ -111,8 +124,14 @@ fn connect_from_127_0_0_6(to: SocketAddrV4) -> TcpStream {
     // SAFETY: two addresses of the length that is passed.
     unsafe {
         let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-        assert_eq!(libc::bind(socket.as_raw_fd(), (&raw const source).cast(), len), 0);
-        assert_eq!(libc::connect(socket.as_raw_fd(), (&raw const to).cast(), len), 0);
+        assert_eq!(
+            libc::bind(socket.as_raw_fd(), (&raw const source).cast(), len),
+            0
+        );
+        assert_eq!(
+            libc::connect(socket.as_raw_fd(), (&raw const to).cast(), len),
+            0
+        );
         TcpStream::from_raw_fd(socket.into_raw_fd())
     }
 }
@@ -128,12 +147,25 @@ fn describe(stats: &HopStats) -> String {
 
 fn assert_skips_tcp(stats: &HopStats) {
     assert_eq!(stats.connections, u64::from(CONNECTIONS));
-    assert_eq!(stats.bytes_total, u64::from(CONNECTIONS * ROUNDS) * SIZE as u64);
-    assert!(stats.bytes_redirected * 100 >= stats.bytes_total * 95, "{}", describe(stats));
+    assert_eq!(
+        stats.bytes_total,
+        u64::from(CONNECTIONS * ROUNDS) * SIZE as u64
+    );
+    assert!(
+        stats.bytes_redirected * 100 >= stats.bytes_total * 95,
+        "{}",
+        describe(stats)
+    );
 }
 
 fn assert_stays_on_tcp(stats: &HopStats) {
-    assert_eq!(stats.bytes_total, u64::from(CONNECTIONS * ROUNDS) * SIZE as u64);
+    assert_eq!(
+        stats.bytes_total,
+        u64::from(CONNECTIONS * ROUNDS) * SIZE as u64
+    );
     assert_eq!(stats.bytes_redirected, 0, "an application reads by TCP");
-    assert_eq!(stats.passes[PassReason::ReaderIsApp.index()], u64::from(CONNECTIONS * ROUNDS));
+    assert_eq!(
+        stats.passes[PassReason::ReaderIsApp.index()],
+        u64::from(CONNECTIONS * ROUNDS)
+    );
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 use isthmus_integration_tests::accelerator::{Accelerator, HopBytes};
 use isthmus_integration_tests::envoy::Protocol;
+use isthmus_integration_tests::load::LoadReport;
 use isthmus_integration_tests::mesh::{CLIENT, Mesh, SERVER};
 use isthmus_integration_tests::process;
 use isthmus_integration_tests::wrk::{self, WrkPlan, WrkReport};
@@ -56,8 +57,8 @@ impl Path {
 pub(crate) struct Measurements {
     /// By connections and path, one entry for each round.
     pub(crate) wrk: BTreeMap<(u32, Path), Vec<WrkReport>>,
-    /// By hop, over all rounds of the accelerated path.
-    pub(crate) hops: BTreeMap<String, HopBytes>,
+    /// By connections and hop, over all rounds of the accelerated path.
+    pub(crate) hops: BTreeMap<(u32, String), HopBytes>,
 }
 
 /// Runs the demo and prints its tables.
@@ -70,77 +71,114 @@ pub(crate) fn run(plan: &Plan, progress: &Progress) -> Result<()> {
         "starting two pods, two sidecars and the control plane",
         || Mesh::start(Protocol::Delta),
     )?;
-    let mut accelerator = Accelerator::prepare(mesh.lab().dir())?;
-    let mut measurements = Measurements::default();
+    let accelerator = Accelerator::prepare(mesh.lab().dir())?;
+    let mut course = Course {
+        accelerator,
+        measurements: Measurements::default(),
+        mesh,
+        plan,
+        progress,
+    };
     for round in 1..=plan.rounds {
         progress.step(&format!("round {round}: iptables, new connections"), || {
-            if accelerator.pin_dir().exists() {
-                accelerator.detach()?;
-            }
-            mesh.wait_idle()
+            course.detach()
         })?;
-        measure(plan, Path::Iptables, &mesh, &mut measurements, progress)?;
-
+        course.measure(Path::Iptables)?;
         progress.step(&format!("round {round}: attaching the accelerator"), || {
-            accelerator.write_pods(&[mesh.pod(CLIENT)?, mesh.pod(SERVER)?])?;
-            mesh.wait_idle()?;
-            accelerator.start(2)
+            course.attach()
         })?;
-        let before = accelerator.status()?.by_hop();
-        measure(plan, Path::Isthmus, &mesh, &mut measurements, progress)?;
-        for (hop, bytes) in accelerator.status()?.by_hop() {
-            let added = bytes.since(before.get(&hop).copied().unwrap_or_default());
-            let sum = measurements.hops.entry(hop).or_default();
-            sum.redirected += added.redirected;
-            sum.total += added.total;
-        }
+        course.measure(Path::Isthmus)?;
     }
+    let change = course.change_route()?;
+    course.accelerator.detach()?;
 
-    let change = route_change::run(&mesh.load_plan(CHANGE_CONNECTIONS)?, progress, || {
-        mesh.publish_route("r2")?;
-        mesh.wait_revision("r2")
-    })?;
-    accelerator.detach()?;
     process::declare_success();
     progress.finish();
     print!(
         "{}\n{}",
-        report::render(&measurements),
+        report::render(&course.measurements),
         route_change::render(&change)
     );
     Ok(())
 }
 
-fn measure(
-    plan: &Plan,
-    path: Path,
-    mesh: &Mesh,
-    measurements: &mut Measurements,
-    progress: &Progress,
-) -> Result<()> {
-    for connections in CONNECTIONS {
-        let report = progress.step(
-            &format!("{}: {connections} connections", path.name()),
-            || {
-                let load = WrkPlan {
-                    connections,
-                    seconds: plan.seconds,
-                };
-                let report = wrk::measure(mesh.pod(CLIENT)?, &mesh.url(), load)?;
-                ensure!(
-                    report.failed == 0,
-                    "{} of {} requests failed",
-                    report.failed,
-                    report.requests
-                );
-                Ok(report)
-            },
-        )?;
-        measurements
-            .wrk
-            .entry((connections, path))
-            .or_default()
-            .push(report);
+/// A run of the demo: the mesh, what is attached to it, and what was measured so far.
+struct Course<'a> {
+    // Dropped before the mesh, whose pods it accelerates.
+    accelerator: Accelerator,
+    measurements: Measurements,
+    mesh: Mesh,
+    plan: &'a Plan,
+    progress: &'a Progress,
+}
+
+impl Course<'_> {
+    fn attach(&mut self) -> Result<()> {
+        self.accelerator
+            .write_pods(&[self.mesh.pod(CLIENT)?, self.mesh.pod(SERVER)?])?;
+        self.mesh.wait_idle()?;
+        self.accelerator.start(2)
     }
-    Ok(())
+
+    fn detach(&mut self) -> Result<()> {
+        if self.accelerator.pin_dir().exists() {
+            self.accelerator.detach()?;
+        }
+        self.mesh.wait_idle()
+    }
+
+    fn measure(&mut self, path: Path) -> Result<()> {
+        for connections in CONNECTIONS {
+            let before = self.hops(path)?;
+            let report = self.progress.step(
+                &format!("{}: {connections} connections", path.name()),
+                || {
+                    let load = WrkPlan {
+                        connections,
+                        seconds: self.plan.seconds,
+                    };
+                    let report = wrk::measure(self.mesh.pod(CLIENT)?, &self.mesh.url(), load)?;
+                    ensure!(
+                        report.failed == 0,
+                        "{} of {} requests failed",
+                        report.failed,
+                        report.requests
+                    );
+                    Ok(report)
+                },
+            )?;
+            for (hop, bytes) in self.hops(path)? {
+                let added = bytes.since(before.get(&hop).copied().unwrap_or_default());
+                self.measurements
+                    .hops
+                    .entry((connections, hop))
+                    .or_default()
+                    .add(added);
+            }
+            self.measurements
+                .wrk
+                .entry((connections, path))
+                .or_default()
+                .push(report);
+        }
+        Ok(())
+    }
+
+    fn hops(&self, path: Path) -> Result<BTreeMap<String, HopBytes>> {
+        match path {
+            Path::Iptables => Ok(BTreeMap::new()),
+            Path::Isthmus => Ok(self.accelerator.status()?.by_hop()),
+        }
+    }
+
+    fn change_route(&self) -> Result<LoadReport> {
+        route_change::run(
+            &self.mesh.load_plan(CHANGE_CONNECTIONS)?,
+            self.progress,
+            || {
+                self.mesh.publish_route("r2")?;
+                self.mesh.wait_revision("r2")
+            },
+        )
+    }
 }

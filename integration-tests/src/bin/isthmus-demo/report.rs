@@ -1,5 +1,6 @@
 //! The tables that the demo ends with.
 
+use isthmus_integration_tests::accelerator::HopBytes;
 use isthmus_integration_tests::wrk::WrkReport;
 
 use crate::data_path::{CONNECTIONS, Measurements, Path};
@@ -43,6 +44,13 @@ fn render_paths(measurements: &Measurements) -> String {
                 format!("{rate:.0}"),
                 format!("{:.0} us", median(reports, |report| report.p50_us)),
                 format!("{:.0} us", median(reports, |report| report.p99_us)),
+                match path {
+                    Path::Iptables => percent(HopBytes {
+                        redirected: 0,
+                        total: 1,
+                    }),
+                    Path::Isthmus => percent(sum(measurements, |known, _| known == connections)),
+                },
                 format!("{:.2}x", rate / baseline),
             ]);
         }
@@ -54,6 +62,7 @@ fn render_paths(measurements: &Measurements) -> String {
             "requests/s",
             "p50",
             "p99",
+            "skipped TCP/IP",
             "to iptables",
         ],
         &rows,
@@ -62,16 +71,30 @@ fn render_paths(measurements: &Measurements) -> String {
 
 fn render_hops(measurements: &Measurements) -> String {
     let row = |(hop, words): &(&str, &str)| {
-        let bytes = measurements.hops.get(*hop).copied().unwrap_or_default();
-        let share = bytes
-            .share()
-            .map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", share * 100.0));
-        vec![(*words).to_owned(), bytes.total.to_string(), share]
+        let bytes = sum(measurements, |_, known| known == *hop);
+        vec![(*words).to_owned(), bytes.total.to_string(), percent(bytes)]
     };
     table::render(
         &["hop", "payload bytes", "skipped TCP/IP"],
         &HOPS.iter().map(row).collect::<Vec<_>>(),
     )
+}
+
+/// The bytes of all hops that `belongs` picks.
+fn sum(measurements: &Measurements, belongs: impl Fn(u32, &str) -> bool) -> HopBytes {
+    let mut sum = HopBytes::default();
+    for ((connections, hop), bytes) in &measurements.hops {
+        if belongs(*connections, hop) {
+            sum.add(*bytes);
+        }
+    }
+    sum
+}
+
+fn percent(bytes: HopBytes) -> String {
+    bytes
+        .share()
+        .map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", share * 100.0))
 }
 
 fn median(reports: &[WrkReport], value: impl Fn(&WrkReport) -> f64) -> f64 {
@@ -83,7 +106,6 @@ fn median(reports: &[WrkReport], value: impl Fn(&WrkReport) -> f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use isthmus_integration_tests::accelerator::HopBytes;
 
     #[test]
     fn tables_show_medians_ratios_and_shares() {
@@ -104,23 +126,47 @@ mod tests {
                 .wrk
                 .insert((connections, Path::Isthmus), [1500.0].map(report).to_vec());
         }
-        measurements.hops.insert(
-            "app_to_proxy".to_owned(),
-            HopBytes {
-                redirected: 990,
-                total: 1000,
-            },
-        );
+        let bytes = HopBytes {
+            redirected: 990,
+            total: 1000,
+        };
+        measurements
+            .hops
+            .insert((1, "app_to_proxy".to_owned()), bytes);
+        measurements
+            .hops
+            .insert((16, "app_to_proxy".to_owned()), bytes);
 
         let text = render(&measurements);
-        assert!(text.contains("1000 us  2000 us        1.00x"), "{text}");
-        assert!(
-            text.contains("1500   667 us  1333 us        1.50x"),
+        let line = |start: &str| {
+            text.lines()
+                .find(|line| line.starts_with(start))
+                .unwrap_or_default()
+        };
+        let words = |line: &str| {
+            line.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(
+            words(line("iptables")),
+            "iptables 1 1000 1000 us 2000 us 0.0 % 1.00x",
             "{text}"
         );
-        assert!(text.contains("1000          99.0 %"), "{text}");
-        assert!(
-            text.contains("sidecar -> sidecar"),
+        assert_eq!(
+            words(line("isthmus")),
+            "isthmus 1 1500 667 us 1333 us 99.0 % 1.50x",
+            "{text}"
+        );
+        assert_eq!(
+            words(line("client app -> its sidecar")),
+            "client app -> its sidecar 2000 99.0 %",
+            "{text}"
+        );
+        assert_eq!(
+            words(line("sidecar -> sidecar")),
+            "sidecar -> sidecar 0 -",
             "a hop without bytes is shown: {text}"
         );
     }
