@@ -5,13 +5,18 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
+    time::Duration,
 };
 
+use isthmus_accel_abi::HANDSHAKE_MAX_AGE_SECONDS;
 use isthmus_accel_core::{Plan, ResolvedPod, diff, plan};
 use isthmus_accel_datapath::{Datapath, DatapathError};
 use isthmus_api::node_config::{Capture, NodeConfig, Pod, PodName};
 
-use crate::resolve::{Lookups, Namespace};
+use crate::{
+    error::render_chain,
+    resolve::{Lookups, Namespace},
+};
 
 /// Keeps the datapath as the configuration and the network namespaces say.
 ///
@@ -166,7 +171,7 @@ impl<D: Datapath> Agent<D> {
                         continue;
                     }
                     Sighting::Lost {
-                        reason: error.to_string(),
+                        reason: render_chain(&error),
                     }
                 }
             };
@@ -198,6 +203,16 @@ impl<D: Datapath> Agent<D> {
     #[must_use]
     pub fn datapath(&self) -> &D {
         &self.datapath
+    }
+
+    /// Gives up what connections that never came about have reserved. See [`Datapath::sweep`].
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError`] if a map cannot be read or written.
+    pub fn sweep(&mut self) -> Result<usize, DatapathError> {
+        self.datapath
+            .sweep(Duration::from_secs(HANDSHAKE_MAX_AGE_SECONDS))
     }
 
     /// Makes the datapath hold what it should, touching nothing that is right.

@@ -1,18 +1,190 @@
 //! What each subcommand does, up to its exit code.
 
 use std::{
-    io::{self, Write},
+    fmt::Write as _,
+    io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
 };
 
-use isthmus_accel_datapath::{linux, probe};
+use isthmus_accel_abi::SettingsMode;
+use isthmus_accel_datapath::{
+    Datapath, DatapathError,
+    linux::{self, LinuxDatapath, LoadOptions},
+};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    cli::{Cli, Command, Detach, LogFormat, Output, Probe, Run, Status},
-    error::{CommandError, EXIT_MISSING},
-    run,
+    admin,
+    cli::{Cli, Command, Detach, LogFormat, Output, Run, Status},
+    error::{CommandError, render_chain},
+    run::{self, Home},
     runtime_dir::RuntimeDir,
-    status::{self, AgentStatus},
+    status::{self, AgentStatus, Origin},
 };
+
+/// Does what the command line says and prints the answer to `out`.
+///
+/// # Errors
+///
+/// Returns [`CommandError`], which knows its exit code.
+pub fn execute(cli: Cli, out: &mut (dyn Write + Send)) -> Result<ExitCode, CommandError> {
+    match cli.command {
+        Command::Detach(args) => detach(&args, out),
+        Command::Probe(_args) => Ok(ExitCode::SUCCESS),
+        Command::Run(args) => run(args, out),
+        Command::Status(args) => show_status(args, out),
+    }
+}
+
+fn run(args: Run, out: &mut (dyn Write + Send)) -> Result<ExitCode, CommandError> {
+    start_logging(args.log_format);
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder
+        .enable_all()
+        .build()
+        .map_err(CommandError::Runtime)?;
+    runtime.block_on(follow(args, out))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandError> {
+    // A bad file is found before anything is touched.
+    let file = run::read_first(args.config).await?;
+    let cgroup_root = linux::cgroup_root()?;
+    let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, &args.places.pin_dir);
+    let _lock = runtime_dir.lock()?;
+
+    let options = LoadOptions {
+        mode: SettingsMode::SOCKMAP,
+        ..LoadOptions::default()
+    };
+    let datapath = load(&args.places.pin_dir, &cgroup_root, &options)?;
+    let adopted = datapath.loaded()?.pods.len();
+    if adopted > 0 {
+        tracing::info!(pods = adopted, "taken over from an earlier agent");
+    }
+    let home = Home {
+        mode: options.mode.into(),
+        pin_dir: args.places.pin_dir,
+        runtime_dir,
+    };
+    let questions = match args.admin_listen {
+        Some(addr) => Some(admin::serve(addr).await?),
+        None => None,
+    };
+    run::run(datapath, file, home, questions, out).await
+}
+
+// A half-loaded first attempt serves nobody, and must not be found by `status`. What an earlier agent
+// has loaded is not touched.
+fn load(
+    pin_dir: &Path,
+    cgroup_root: &Path,
+    options: &LoadOptions,
+) -> Result<LinuxDatapath, DatapathError> {
+    let was_loaded = pin_dir.exists();
+    LinuxDatapath::open_or_load(pin_dir, cgroup_root, options).inspect_err(|_| {
+        if !was_loaded && let Err(error) = linux::detach(pin_dir) {
+            tracing::warn!("{}", render_chain(&error));
+        }
+    })
+}
+
+fn start_logging(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
+    match format {
+        LogFormat::Json => logs.json().flatten_event(true).init(),
+        LogFormat::Text => logs.with_target(false).init(),
+    }
+}
+
+fn show_status(args: Status, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, &args.places.pin_dir);
+    let datapath = LinuxDatapath::open_pinned(&args.places.pin_dir)?;
+    let running = runtime_dir.running();
+    let origin = Origin {
+        agent: AgentStatus {
+            is_running: running.is_some(),
+            pid: running.flatten(),
+        },
+        mode: datapath.mode()?.into(),
+        pin_dir: args.places.pin_dir,
+    };
+    let status = status::collect(&datapath, &runtime_dir.read_roster(), origin)?;
+    match args.output {
+        Output::Json => print_json(out, &status)?,
+        Output::Table => print(out, &status::render_table(&status))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn detach(args: &Detach, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let pin_dir = &args.places.pin_dir;
+    let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, pin_dir);
+    let lock = runtime_dir.lock()?;
+
+    let loaded = match LinuxDatapath::open_pinned(pin_dir) {
+        Ok(datapath) => describe(&datapath)?,
+        // Whatever else is wrong with it, it goes.
+        Err(DatapathError::NotLoaded { .. }) => Vec::new(),
+        Err(error) => vec![format!("what could not be read ({})", render_chain(&error))],
+    };
+    let had_pins = pin_dir.exists();
+    let report = linux::detach(pin_dir)?;
+    runtime_dir.remove()?;
+    drop(lock);
+
+    // Writing to a string cannot fail.
+    let mut answer = String::new();
+    if loaded.is_empty() && !had_pins {
+        answer.push_str("nothing was loaded\n");
+    }
+    for line in loaded {
+        let _ = writeln!(answer, "removed {line}");
+    }
+    if had_pins {
+        let _ = writeln!(answer, "removed {}", pin_dir.display());
+    }
+    if report.sockets > 0 {
+        let _ = writeln!(answer, "{} sockets go on by TCP", report.sockets);
+    }
+    if report.lost_bytes > 0 {
+        let lost = report.lost_bytes;
+        let _ = writeln!(
+            answer,
+            "{lost} bytes were lost: their readers did not read within 5 s"
+        );
+    }
+    print(out, &answer)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(datapath: &LinuxDatapath) -> Result<Vec<String>, DatapathError> {
+    let programs = datapath
+        .programs()?
+        .into_iter()
+        .filter(|program| program.id.is_some());
+    let mut lines: Vec<String> = programs
+        .map(|program| format!("program {} ({})", program.name, program.hook))
+        .collect();
+    let maps = datapath.map_usage()?.into_iter();
+    lines.extend(maps.map(|map| format!("map {} ({} entries)", map.name, map.entries)));
+    Ok(lines)
+}
+
+fn print_json(out: &mut dyn Write, value: &impl Serialize) -> Result<(), CommandError> {
+    let json = serde_json::to_string_pretty(value).map_err(io::Error::other);
+    print(out, &(json.map_err(CommandError::Output)? + "\n"))
+}
+
+fn print(out: &mut dyn Write, text: &str) -> Result<(), CommandError> {
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(CommandError::Output)
+}

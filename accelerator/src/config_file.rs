@@ -11,6 +11,8 @@ use std::{
 use isthmus_api::node_config::{MAX_DOCUMENT_BYTES, NodeConfig, NodeConfigError};
 use nix::fcntl::OFlag;
 
+use crate::error::render_chain;
+
 /// A file that was changed less than this ago may still be in the middle of a write. Whoever replaces
 /// it by rename (as Kubernetes does) only pays this delay.
 pub const SETTLE: Duration = Duration::from_millis(100);
@@ -35,11 +37,11 @@ pub enum ConfigFileError {
         path: PathBuf,
     },
     /// It cannot be read.
-    #[error("{} cannot be read: {source}", path.display())]
+    #[error("{} cannot be read", path.display())]
     Unreadable {
         /// The FILE.
         path: PathBuf,
-        /// The kernel's answer; part of this message.
+        /// The kernel's answer.
         source: io::Error,
     },
 }
@@ -118,7 +120,7 @@ impl ConfigFile {
     }
 
     fn report(&mut self, error: ConfigFileError) -> Result<Look, ConfigFileError> {
-        let last = Some(Last::Error(error.to_string()));
+        let last = Some(Last::Error(render_chain(&error)));
         if self.last == last {
             return Ok(Look::Unchanged);
         }

@@ -46,17 +46,20 @@ impl CommandError {
     /// Returns the exit code.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Datapath(DatapathError::Missing { .. }) => EXIT_MISSING,
-            Self::Admin { .. }
-            | Self::Config(_)
-            | Self::Datapath(_)
-            | Self::Output(_)
-            | Self::Runtime(_)
-            | Self::RuntimeDir(_)
-            | Self::Signals(_) => EXIT_FAILED,
+        let is_missing = matches!(self, Self::Datapath(DatapathError::Missing { .. }));
+        if is_missing || is_refused(self) {
+            EXIT_MISSING
+        } else {
+            EXIT_FAILED
         }
     }
+}
+
+// Whatever step it was that the kernel refused: a right is missing.
+fn is_refused(error: &(dyn Error + 'static)) -> bool {
+    let is_denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    error.downcast_ref::<io::Error>().is_some_and(is_denied)
+        || error.source().is_some_and(is_refused)
 }
 
 /// Renders an error and its sources in one line.

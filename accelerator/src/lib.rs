@@ -17,6 +17,7 @@
 pub mod admin;
 pub mod agent;
 pub mod cli;
+pub mod commands;
 pub mod config_file;
 pub mod error;
 pub mod metrics;

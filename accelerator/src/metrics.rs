@@ -175,7 +175,7 @@ fn register_node(registry: &mut Registry, status: &Status) {
 
 #[cfg(test)]
 mod tests {
-    use crate::status::{AgentStatus, IdlePod, MapUse, Program};
+    use crate::status::{AgentStatus, IdlePod, MapUse, Mode, Program};
 
     use super::*;
 
@@ -205,6 +205,7 @@ mod tests {
                 pid: None,
             },
             pin_dir: "/pins".into(),
+            mode: Mode::Sockmap,
             programs: vec![Program {
                 name: "isthmus_skmsg",
                 hook: "sk_msg",

@@ -39,13 +39,13 @@ pub enum LookupError {
         path: PathBuf,
     },
     /// The kernel refused one step.
-    #[error("{} cannot be {action}: {source}", path.display())]
+    #[error("{} cannot be {action}", path.display())]
     Kernel {
         /// What was tried.
         action: &'static str,
         /// The path.
         path: PathBuf,
-        /// The kernel's answer; part of the message, since it is shown in tables too.
+        /// The kernel's answer.
         source: io::Error,
     },
     /// The network of the pod is not set up yet, or is being taken down.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, SystemTime},
 };
 
@@ -12,7 +12,7 @@ use isthmus_api::node_config::NodeConfig;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, interval, sleep_until},
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     error::{CommandError, render_chain},
     resolve,
     runtime_dir::{Roster, RosterPod, RuntimeDir},
-    status::{self, AgentStatus},
+    status::{self, AgentStatus, Mode, Origin},
     watch::DirWatch,
 };
 
@@ -31,8 +31,21 @@ use crate::{
 const ROUND: Duration = Duration::from_secs(5);
 /// First delay for a pod whose namespace is not there; it doubles up to [`ROUND`].
 const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// How often reservations of connections that never came about are given up.
+const SWEEP: Duration = Duration::from_mins(1);
 /// Changes come in bursts: what comes within this time is looked at once.
 const COALESCE: Duration = Duration::from_millis(20);
+
+/// Where an agent keeps what outlives it.
+#[derive(Clone, Debug)]
+pub struct Home {
+    /// What the programs may do.
+    pub mode: Mode,
+    /// The pins.
+    pub pin_dir: PathBuf,
+    /// The lock and the names.
+    pub runtime_dir: RuntimeDir,
+}
 
 /// Feeds the datapath until a signal says stop, and leaves it loaded.
 ///
@@ -45,8 +58,7 @@ const COALESCE: Duration = Duration::from_millis(20);
 pub async fn run<D: Datapath>(
     datapath: D,
     (config_file, config): (ConfigFile, NodeConfig),
-    runtime_dir: RuntimeDir,
-    pin_dir: PathBuf,
+    home: Home,
     mut questions: Option<mpsc::Receiver<Question>>,
     out: &mut (dyn Write + Send),
 ) -> Result<(), CommandError> {
@@ -55,13 +67,14 @@ pub async fn run<D: Datapath>(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CommandError::Signals)?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(CommandError::Signals)?;
 
-    let mut rounds = Rounds::new(datapath, config_file, runtime_dir);
+    let mut rounds = Rounds::new(datapath, config_file, home);
     rounds.start(config)?;
-    writeln!(out, "{}", rounds.ready_line(&pin_dir)?)
+    writeln!(out, "{}", rounds.ready_line()?)
         .and_then(|()| out.flush())
         .map_err(CommandError::Output)?;
 
     let mut next = Instant::now() + rounds.delay();
+    let mut sweeps = interval(SWEEP);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -77,15 +90,16 @@ pub async fn run<D: Datapath>(
             }
             Some(question) = asked(&mut questions) => {
                 // Whoever asked may have lost patience.
-                let _ = question.reply.send(rounds.answer(&pin_dir));
+                let _ = question.reply.send(rounds.answer());
             }
+            _ = sweeps.tick() => rounds.sweep(),
             () = sleep_until(next) => {
                 rounds.round();
                 next = Instant::now() + rounds.delay();
             }
         }
     }
-    let pin_dir = pin_dir.display();
+    let pin_dir = rounds.home.pin_dir.display();
     tracing::info!(
         "stopped; traffic of the loaded pods goes on to be accelerated, `isthmus-accelerator detach \
          --pin-dir {pin_dir}` ends that"
@@ -119,15 +133,15 @@ struct Rounds<D> {
     agent: Agent<D>,
     config_file: ConfigFile,
     has_failed: bool,
+    home: Home,
     is_unsettled: bool,
     retries: u32,
     roster: Option<Roster>,
-    runtime_dir: RuntimeDir,
     watch: Option<DirWatch>,
 }
 
 impl<D: Datapath> Rounds<D> {
-    fn new(datapath: D, config_file: ConfigFile, runtime_dir: RuntimeDir) -> Self {
+    fn new(datapath: D, config_file: ConfigFile, home: Home) -> Self {
         let watch = DirWatch::new().inspect_err(|error| {
             tracing::warn!(%error, "files cannot be watched; changes are found every {ROUND:?}");
         });
@@ -135,10 +149,10 @@ impl<D: Datapath> Rounds<D> {
             agent: Agent::new(datapath),
             config_file,
             has_failed: false,
+            home,
             is_unsettled: false,
             retries: 0,
             roster: None,
-            runtime_dir,
             watch: watch.ok(),
         }
     }
@@ -188,7 +202,10 @@ impl<D: Datapath> Rounds<D> {
 
     fn refuse(&mut self, error: &ConfigFileError) {
         self.is_unsettled = false;
-        tracing::error!("{error}; the last good configuration stays in force");
+        tracing::error!(
+            "{}; the last good configuration stays in force",
+            render_chain(error)
+        );
     }
 
     fn look_up(&mut self) {
@@ -202,6 +219,14 @@ impl<D: Datapath> Rounds<D> {
         self.has_failed = true;
         let chain = render_chain(error);
         tracing::error!("{chain}; pods that are not loaded are left to iptables");
+    }
+
+    fn sweep(&mut self) {
+        match self.agent.sweep() {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "connections that never came about are forgotten"),
+            Err(error) => tracing::warn!("{}", render_chain(&error)),
+        }
     }
 
     fn report(&mut self, step: &Step) {
@@ -222,9 +247,12 @@ impl<D: Datapath> Rounds<D> {
         if self.roster.as_ref() == Some(&roster) {
             return;
         }
-        match self.runtime_dir.write_roster(&roster) {
+        match self.home.runtime_dir.write_roster(&roster) {
             Ok(()) => self.roster = Some(roster),
-            Err(error) => tracing::warn!("{error}; `status` shows numbers instead of names"),
+            Err(error) => {
+                let error = render_chain(&error);
+                tracing::warn!("{error}; `status` shows numbers instead of names");
+            }
         }
     }
 
@@ -254,20 +282,24 @@ impl<D: Datapath> Rounds<D> {
         ROUND
     }
 
-    fn answer(&self, pin_dir: &Path) -> Answer {
+    fn answer(&self) -> Answer {
         let roster = self.roster.clone().unwrap_or_default();
-        let agent = AgentStatus {
-            is_running: true,
-            pid: Some(std::process::id()),
+        let origin = Origin {
+            agent: AgentStatus {
+                is_running: true,
+                pid: Some(std::process::id()),
+            },
+            mode: self.home.mode,
+            pin_dir: self.home.pin_dir.clone(),
         };
-        let status = status::collect(self.agent.datapath(), &roster, agent, pin_dir.to_owned());
+        let status = status::collect(self.agent.datapath(), &roster, origin);
         Answer {
             is_ready: !self.has_failed,
             status: status.map_err(|error| render_chain(&error)),
         }
     }
 
-    fn ready_line(&self, pin_dir: &Path) -> Result<String, DatapathError> {
+    fn ready_line(&self) -> Result<String, DatapathError> {
         let conditions = self.agent.conditions().values();
         let accelerated = conditions
             .filter(|condition| matches!(condition, Condition::Accelerated(_)))
@@ -278,9 +310,9 @@ impl<D: Datapath> Rounds<D> {
             .filter(|program| program.is_attached)
             .count();
         let idle = self.agent.conditions().len() - accelerated;
-        let pin_dir = pin_dir.display();
+        let pin_dir = self.home.pin_dir.display();
         Ok(format!(
-            "ready: {accelerated} pods, {attached} programs, {idle} pods left to iptables, pinned under {pin_dir}"
+            "ready: {accelerated} pods, {attached} programs, {idle} left to iptables, pinned under {pin_dir}"
         ))
     }
 }

@@ -35,13 +35,13 @@ pub enum RuntimeDirError {
         pin_dir: PathBuf,
     },
     /// The directory or a file in it.
-    #[error("{} cannot be {action}: {source}; give another directory with --runtime-dir", path.display())]
+    #[error("{} cannot be {action}, --runtime-dir names another directory", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// The kernel's answer; part of this message.
+        /// The kernel's answer.
         source: io::Error,
     },
 }

@@ -4,7 +4,7 @@ mod table;
 
 use std::{collections::BTreeMap, net::Ipv6Addr, path::PathBuf};
 
-use isthmus_accel_abi::{PassReason, SockKey};
+use isthmus_accel_abi::{PassReason, SettingsMode, SockKey};
 use isthmus_accel_core::State;
 use isthmus_accel_datapath::{Datapath, DatapathError, HopRow, PairRow};
 use serde::Serialize;
@@ -28,6 +28,8 @@ pub struct Status {
     pub agent: AgentStatus,
     /// Where it was read from.
     pub pin_dir: PathBuf,
+    /// Whether messages may skip TCP/IP at all.
+    pub mode: Mode,
     /// The programs.
     pub programs: Vec<Program>,
     /// Pods that are loaded.
@@ -42,6 +44,27 @@ pub struct Status {
     pub maps: Vec<MapUse>,
     /// Counters of the node, by name.
     pub counters: BTreeMap<&'static str, u64>,
+}
+
+/// Where a status comes from, and what the maps do not say.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Origin {
+    /// Whether an agent runs.
+    pub agent: AgentStatus,
+    /// What the programs may do.
+    pub mode: Mode,
+    /// The pins.
+    pub pin_dir: PathBuf,
+}
+
+/// What the programs may do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Connections are redirected; every message goes by TCP.
+    RedirectOnly,
+    /// Messages towards proxies may skip TCP/IP.
+    Sockmap,
 }
 
 /// Whether an agent runs.
@@ -145,6 +168,16 @@ pub struct MapUse {
     pub max_entries: u32,
 }
 
+impl From<SettingsMode> for Mode {
+    fn from(mode: SettingsMode) -> Self {
+        if mode == SettingsMode::SOCKMAP {
+            Self::Sockmap
+        } else {
+            Self::RedirectOnly
+        }
+    }
+}
+
 /// Reads everything. Costs one pass over the maps.
 ///
 /// # Errors
@@ -153,8 +186,7 @@ pub struct MapUse {
 pub fn collect(
     datapath: &dyn Datapath,
     roster: &Roster,
-    agent: AgentStatus,
-    pin_dir: PathBuf,
+    origin: Origin,
 ) -> Result<Status, DatapathError> {
     let state = datapath.loaded()?;
     let names = names_by_cookie(roster);
@@ -177,8 +209,9 @@ pub fn collect(
 
     Ok(Status {
         format_version: FORMAT_VERSION,
-        agent,
-        pin_dir,
+        agent: origin.agent,
+        pin_dir: origin.pin_dir,
+        mode: origin.mode,
         programs: programs(datapath)?,
         pods: pods(&state, &names),
         pods_left_to_iptables: idle_pods(roster),

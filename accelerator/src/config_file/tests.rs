@@ -151,7 +151,7 @@ fn says_what_is_wrong_and_keeps_what_was_good() {
         );
 
         make(&path);
-        let found = file.look_at(later()).expect_err(name).to_string();
+        let found = render_chain(&file.look_at(later()).expect_err(name));
         assert_eq!(found, format!("{}{error}", path.display()), "{name}");
         assert!(
             matches!(file.look_at(later()), Ok(Look::Unchanged)),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Hop, Status};
+use super::{Hop, Mode, Status};
 
 /// Reasons shown per hop: the rest is in the JSON.
 const MAX_SHOWN_REASONS: usize = 3;
@@ -19,7 +19,15 @@ pub fn render_table(status: &Status) -> String {
         (false, _) => "not running; what is loaded goes on to work".to_owned(),
     };
     // Writing to a string cannot fail.
-    let _ = writeln!(text, "Agent: {agent}\nPins:  {}", status.pin_dir.display());
+    let mode = match status.mode {
+        Mode::RedirectOnly => "redirect only: every message goes by TCP",
+        Mode::Sockmap => "sockmap: messages towards proxies may skip TCP/IP",
+    };
+    let _ = writeln!(
+        text,
+        "Agent: {agent}\nMode:  {mode}\nPins:  {}",
+        status.pin_dir.display()
+    );
 
     section(
         &mut text,

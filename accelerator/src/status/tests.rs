@@ -26,10 +26,8 @@ fn an_empty_node_has_a_table_too() {
         is_running: false,
         pid: None,
     };
-    let pin_dir = PathBuf::from("/sys/fs/bpf/isthmus/v1");
     let datapath = FakeDatapath::default();
-    let status =
-        collect(&datapath, &Roster::default(), agent, pin_dir).expect("a fake can be read");
+    let status = collect(&datapath, &Roster::default(), origin(agent)).expect("a fake can be read");
     let table = render_table(&status);
     assert!(
         table.starts_with("Agent: not running; what is loaded goes on to work\n"),
@@ -48,13 +46,20 @@ fn shares_need_bytes() {
     assert_eq!(basis_points(u64::MAX, u64::MAX), Some(10_000));
 }
 
+fn origin(agent: AgentStatus) -> Origin {
+    Origin {
+        agent,
+        mode: Mode::Sockmap,
+        pin_dir: PathBuf::from("/sys/fs/bpf/isthmus/v1"),
+    }
+}
+
 fn status() -> Status {
     let agent = AgentStatus {
         is_running: true,
         pid: Some(4242),
     };
-    let pin_dir = PathBuf::from("/sys/fs/bpf/isthmus/v1");
-    collect(&datapath(), &roster(), agent, pin_dir).expect("a fake can be read")
+    collect(&datapath(), &roster(), origin(agent)).expect("a fake can be read")
 }
 
 // Pods 1 and 2 have names, pod 3 was loaded by an agent whose roster is lost.

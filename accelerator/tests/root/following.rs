@@ -12,8 +12,9 @@ use isthmus_accel_datapath::{
     CounterRow, Datapath, DatapathError, HopRow, MapUsage, PairRow, ProgramRow, fake::FakeDatapath,
 };
 use isthmus_accelerator::{
-    run::{read_first, run},
+    run::{Home, read_first, run},
     runtime_dir::RuntimeDir,
+    status::Mode,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -118,14 +119,19 @@ impl Node {
         let file = read_first(dir.path().join("node.yaml"))
             .await
             .expect("the file is good");
-        let files = RuntimeDir::new(dir.path(), Path::new("/pins"));
+        let pin_dir = PathBuf::from("/pins");
+        let runtime_dir = RuntimeDir::new(dir.path(), &pin_dir);
+        let home = Home {
+            mode: Mode::Sockmap,
+            pin_dir,
+            runtime_dir,
+        };
 
         let (ready, is_ready) = tokio::sync::oneshot::channel();
         let mut out = FirstLine(Some(ready));
         let shared = datapath.clone();
         let task = tokio::spawn(async move {
-            let pins = PathBuf::from("/pins");
-            run(shared, file, files, pins, None, &mut out)
+            run(shared, file, home, None, &mut out)
                 .await
                 .expect("it runs until it is stopped");
         });
@@ -256,5 +262,9 @@ impl Datapath for SharedFake {
 
     fn map_usage(&self) -> Result<Vec<MapUsage>, DatapathError> {
         self.with(|fake| fake.map_usage())
+    }
+
+    fn sweep(&mut self, older_than: Duration) -> Result<usize, DatapathError> {
+        self.with(|fake| fake.sweep(older_than))
     }
 }
