@@ -75,8 +75,6 @@ pub mod global {
     pub const SKC_COOKIE_OFFSET: &str = "SKC_COOKIE_OFFSET";
     /// Offset of `sock.sk_receive_queue.qlen`.
     pub const RECEIVE_QUEUE_LEN_OFFSET: &str = "RECEIVE_QUEUE_LEN_OFFSET";
-    /// Offset of `sock.sk_backlog.len`.
-    pub const BACKLOG_LEN_OFFSET: &str = "BACKLOG_LEN_OFFSET";
     /// Offset of `sock.sk_backlog.rmem_alloc`, which is `sk_rmem_alloc`.
     pub const RMEM_ALLOC_OFFSET: &str = "RMEM_ALLOC_OFFSET";
     /// Offset of `sock.sk_rcvbuf`.

@@ -19,7 +19,6 @@ macro_rules! offsets {
 offsets! {
     SKC_COOKIE_OFFSET
     RECEIVE_QUEUE_LEN_OFFSET
-    BACKLOG_LEN_OFFSET
     RMEM_ALLOC_OFFSET
     RCVBUF_OFFSET
     SND_UNA_OFFSET
@@ -44,12 +43,6 @@ impl KernelSock {
     #[inline(always)]
     pub fn receive_queue_len(self) -> Option<u32> {
         self.read(&RECEIVE_QUEUE_LEN_OFFSET)
-    }
-
-    /// Bytes that wait for the socket's lock.
-    #[inline(always)]
-    pub fn backlog_len(self) -> Option<u32> {
-        self.read(&BACKLOG_LEN_OFFSET)
     }
 
     /// Bytes charged to the receive buffer.

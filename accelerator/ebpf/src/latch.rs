@@ -15,8 +15,11 @@ use crate::{
 
 /// Says whether a message of `size_bytes` may be redirected. The caller holds the sender's lock.
 ///
-/// The reads of the other end race with its reader only, who can but make room: everything this end
-/// has sent by TCP is acknowledged, so nothing of it is on its way.
+/// Nothing is overtaken: what is acknowledged has entered the reader's queue before, so that, once
+/// everything is, the queue can only shrink, and a queue that is empty then stays empty. (The
+/// reader's backlog says nothing more: what waits there is not acknowledged yet, or is a duplicate,
+/// or carries no data. It is not looked at, because acknowledgements of the reader's own messages
+/// pass through it all the time.)
 #[inline(always)]
 pub fn check(state: &mut SocketState, size_bytes: u32) -> Result<(), PassReason> {
     if !state.hop.is_read_by_proxy() {
@@ -30,14 +33,13 @@ pub fn check(state: &mut SocketState, size_bytes: u32) -> Result<(), PassReason>
     }
 
     let peer = peer(state)?;
-    let has_nothing_queued = peer.receive_queue_len() == Some(0) && peer.backlog_len() == Some(0);
-    if !has_nothing_queued {
-        return Err(PassReason::PeerHasTcpBytes);
-    }
     let own = KernelSock(state.own_sk);
     let snd_una = own.snd_una().ok_or(PassReason::BytesInFlight)?;
     if own.write_seq() != Some(snd_una) {
         return Err(PassReason::BytesInFlight);
+    }
+    if peer.receive_queue_len() != Some(0) {
+        return Err(PassReason::PeerHasTcpBytes);
     }
 
     let (Some(used), Some(room)) = (peer.rmem_alloc(), peer.rcvbuf()) else {

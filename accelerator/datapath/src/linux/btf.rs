@@ -51,7 +51,7 @@ const fn required(
     }
 }
 
-const FIELDS: [Field; 9] = [
+const FIELDS: [Field; 8] = [
     required(
         global::SKC_COOKIE_OFFSET,
         "sock",
@@ -62,7 +62,6 @@ const FIELDS: [Field; 9] = [
         "sock",
         &["sk_receive_queue", "qlen"],
     ),
-    required(global::BACKLOG_LEN_OFFSET, "sock", &["sk_backlog", "len"]),
     required(
         global::RMEM_ALLOC_OFFSET,
         "sock",
