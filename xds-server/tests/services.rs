@@ -1,4 +1,5 @@
 //! The running server, asked by gRPC and HTTP clients over real sockets.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
 use std::net::SocketAddr;
@@ -79,7 +80,7 @@ impl Running {
         let server = Server::bind(&cli).await.unwrap();
         let (xds, admin) = (server.xds_addr().unwrap(), server.admin_addr().unwrap());
         let (stop, stopped) = oneshot::channel();
-        let served = tokio::spawn(async move {
+        let running = tokio::spawn(async move {
             let stop = async { stopped.await.unwrap_or(()) };
             server.serve(stop).await.unwrap();
         });
@@ -88,7 +89,7 @@ impl Running {
             xds,
             admin,
             stop: Some(stop),
-            served,
+            served: running,
         };
         if document.is_some() {
             running.wait_for("/readyz", "200").await;

@@ -4,71 +4,55 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_xds_core::stream::{Event, RequestError, StreamOptions};
-use isthmus_xds_core::{Response, Stream, TypeUrl, Variant};
-use tokio::sync::mpsc::{self, Sender};
-use tokio::sync::watch;
+use isthmus_xds_core::{Response, Stream, Variant};
+use prost::Message;
 use tokio::time::Instant;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
-use super::codec::Inbound;
+use super::Opening;
 use super::node::ClientNode;
+use super::requests::{Inbound, Requests};
+use super::responses::{SessionBody, Slot};
 use crate::clients::{Client, Membership};
 use crate::plane::{Plane, Subscriber};
 
 /// How long a client may hold a stream open without saying who it is.
 const FIRST_REQUEST_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Responses that were rendered but not written. One, so that what is not written yet can still
-/// be merged with what changes next: a slow reader costs no queue.
-const RENDERED_RESPONSES: usize = 1;
-
-/// What differs between the methods.
-#[derive(Debug)]
-pub(super) struct Settings {
-    pub(super) variant: Variant,
-    pub(super) only_type: Option<TypeUrl>,
-    pub(super) identifier: Arc<str>,
-}
-
-type Outbound = Sender<Result<Response, Status>>;
-
-/// Starts a session; it ends with the stream, in either direction, or with the server.
-pub(super) fn spawn(
-    plane: Arc<Plane>,
-    settings: Settings,
-    request: tonic::Request<Streaming<Inbound>>,
-    mut shutdown: watch::Receiver<bool>,
-) -> mpsc::Receiver<Result<Response, Status>> {
-    let (outbound, receiver) = mpsc::channel(RENDERED_RESPONSES);
-    let peer = request
-        .remote_addr()
-        .map_or_else(String::new, |addr| addr.to_string());
-    let inbound = request.into_inner();
-    tokio::spawn(async move {
-        let metrics = Arc::clone(&plane);
-        let session = run(plane, settings, peer, inbound, &outbound);
+/// Makes the response body that runs a session; it ends with the stream, in either direction, or
+/// with the server.
+pub(super) fn body<M>(opening: Opening, requests: Requests<M>) -> SessionBody
+where
+    M: Message + Default + 'static,
+    Inbound: From<M>,
+{
+    let slot = Slot::default();
+    let outbound = slot.clone();
+    let driver = async move {
+        let plane = Arc::clone(&opening.plane);
+        let mut shutdown = opening.shutdown.clone();
         let ended = tokio::select! {
-            ended = session => ended,
+            ended = run(opening, requests, &outbound) => ended,
             _ = shutdown.wait_for(|is_down| *is_down) => Err(Ended::Shutdown),
         };
-        if let Err(ended) = ended {
-            metrics.metrics.refuse_stream(ended.reason());
-            // Fails only if the client is gone, which is what it would have been told.
-            let _ = outbound.send(Err(ended.into_status())).await;
+        match ended {
+            Ok(()) => Status::ok(""),
+            Err(ended) => {
+                plane.metrics.refuse_stream(ended.reason());
+                ended.into_status()
+            }
         }
-    });
-    receiver
+    };
+    SessionBody::new(slot, driver)
 }
 
-async fn run(
-    plane: Arc<Plane>,
-    settings: Settings,
-    peer: String,
-    mut inbound: Streaming<Inbound>,
-    outbound: &Outbound,
-) -> Result<(), Ended> {
-    let first = tokio::time::timeout(FIRST_REQUEST_PATIENCE, inbound.message()).await;
+async fn run<M>(opening: Opening, mut requests: Requests<M>, outbound: &Slot) -> Result<(), Ended>
+where
+    M: Message + Default,
+    Inbound: From<M>,
+{
+    let first = tokio::time::timeout(FIRST_REQUEST_PATIENCE, requests.next()).await;
     let Ok(first) = first else {
         return Err(Ended::Silent);
     };
@@ -76,30 +60,9 @@ async fn run(
         return Ok(());
     };
     let node = ClientNode::parse(node).map_err(Ended::NoNode)?;
-    let mut moved = plane.scopes_moved();
-    let mut subscriber = plane.subscribe(&node.view());
-    let id = plane.next_stream_id();
-    let options = StreamOptions {
-        variant: settings.variant,
-        only_type: settings.only_type,
-        peer: node.peer(),
-        id,
-        identifier: settings.identifier,
-    };
-    let view = Arc::clone(&subscriber.view.borrow_and_update());
-    let mut session = Session {
-        stream: Stream::new(options, view),
-        _membership: Membership::new(
-            Arc::clone(&plane),
-            id,
-            client(&node, peer, settings.variant, &subscriber),
-        ),
-        plane,
-        node,
-        id,
-        opened: Instant::now(),
-    };
-    info!(node = session.node.id, stream = id, variant = ?settings.variant, "stream opened");
+    let mut moved = opening.plane.scopes_moved();
+    let mut subscriber = opening.plane.subscribe(&node.view());
+    let mut session = Session::open(opening, node, &mut subscriber);
     session.handle(&request)?;
 
     loop {
@@ -107,14 +70,15 @@ async fn run(
         let is_due = wake.is_some_and(|at| at <= Instant::now());
         tokio::select! {
             biased;
-            message = inbound.message() => match message {
+            message = requests.next() => match message {
                 Ok(Some(Inbound { request, .. })) => session.handle(&request)?,
                 Ok(None) => break,
-                // A client that goes away is not worth a complaint.
-                Err(status) => {
-                    debug!(stream = id, %status, "the client broke the stream");
+                // A client that goes away is not worth a complaint; one that talks nonsense is.
+                Err(status) if status.code() == Code::Unknown => {
+                    debug!(stream = session.id, %status, "the client broke the stream");
                     break;
                 }
+                Err(status) => return Err(Ended::Broken(status)),
             },
             changed = moved.changed() => {
                 if changed.is_err() {
@@ -129,17 +93,14 @@ async fn run(
                 }
                 session.move_to(&mut subscriber);
             }
-            permit = outbound.reserve(), if is_due => {
-                let Ok(permit) = permit else { break };
+            () = outbound.vacant(), if is_due => {
                 if let Some(response) = session.poll() {
-                    permit.send(Ok(response));
+                    outbound.put(response);
                 }
             }
-            () = outbound.closed() => break,
             () = sleep_until(wake), if wake.is_some() && !is_due => {}
         }
     }
-    info!(node = session.node.id, stream = id, "stream closed");
     Ok(())
 }
 
@@ -152,7 +113,36 @@ struct Session {
     _membership: Membership,
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        info!(node = self.node.id, stream = self.id, "stream closed");
+    }
+}
+
 impl Session {
+    fn open(opening: Opening, node: ClientNode, subscriber: &mut Subscriber) -> Self {
+        let id = opening.plane.next_stream_id();
+        let variant = opening.variant;
+        let options = StreamOptions {
+            variant,
+            only_type: opening.only_type,
+            peer: node.peer(),
+            id,
+            identifier: opening.identifier,
+        };
+        let view = Arc::clone(&subscriber.view.borrow_and_update());
+        let client = client(&node, opening.peer, variant, subscriber);
+        info!(node = node.id, stream = id, ?variant, "stream opened");
+        Self {
+            stream: Stream::new(options, view),
+            _membership: Membership::new(Arc::clone(&opening.plane), id, client),
+            plane: opening.plane,
+            node,
+            id,
+            opened: Instant::now(),
+        }
+    }
+
     fn handle(&mut self, request: &isthmus_xds_core::Request) -> Result<(), Ended> {
         let now = self.opened.elapsed();
         let is_answer = !request.nonce.is_empty();
