@@ -19,6 +19,7 @@ use crate::{
     admin,
     cli::{Cli, Command, Detach, LogFormat, Output, Run, Status},
     error::{CommandError, render_chain},
+    rights,
     run::{self, Home},
     runtime_dir::RuntimeDir,
     status::{self, AgentStatus, Origin},
@@ -50,7 +51,8 @@ fn run(args: Run, out: &mut (dyn Write + Send)) -> Result<ExitCode, CommandError
 }
 
 async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandError> {
-    // A bad file is found before anything is touched.
+    // A bad file, or a missing right, is found before anything is touched.
+    rights::require()?;
     let file = run::read_first(args.config).await?;
     let cgroup_root = linux::cgroup_root()?;
     let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, &args.places.pin_dir);
@@ -105,6 +107,7 @@ fn start_logging(format: LogFormat) {
 }
 
 fn show_status(args: Status, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    rights::require()?;
     let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, &args.places.pin_dir);
     let datapath = LinuxDatapath::open_pinned(&args.places.pin_dir)?;
     let running = runtime_dir.running();
@@ -125,6 +128,7 @@ fn show_status(args: Status, out: &mut dyn Write) -> Result<ExitCode, CommandErr
 }
 
 fn detach(args: &Detach, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    rights::require()?;
     let pin_dir = &args.places.pin_dir;
     let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, pin_dir);
     let lock = runtime_dir.lock()?;

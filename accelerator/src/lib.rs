@@ -22,6 +22,7 @@ pub mod config_file;
 pub mod error;
 pub mod metrics;
 pub mod resolve;
+pub mod rights;
 pub mod run;
 pub mod runtime_dir;
 pub mod status;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::Path,
     process::{Command, Output},
 };
@@ -74,6 +75,35 @@ fn wrong_usage_exits_2_and_says_how_it_is_used() {
             String::from_utf8_lossy(&output.stderr).contains("--help"),
             "{args:?}"
         );
+    }
+}
+
+#[test]
+fn says_which_right_is_missing() {
+    // Anybody may run what lies there, unlike in the build directory of root.
+    let dir = tempfile::tempdir_in("/tmp").expect("a directory");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let program = dir.path().join("isthmus-accelerator");
+    fs::copy(env!("CARGO_BIN_EXE_isthmus-accelerator"), &program).expect("it was built");
+    for args in [
+        &["run", "--config", "/nonexistent"][..],
+        &["status"],
+        &["detach"],
+    ] {
+        let mut command = Command::new(&program);
+        let output = command
+            .args(args)
+            .uid(65534)
+            .gid(65534)
+            .output()
+            .expect("this test runs as root");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stderr),
+            "error: CAP_NET_ADMIN is missing: this process does not have it; run it as root, or in a \
+             container with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN\n",
+            "{args:?}"
+        );
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
     }
 }
 
