@@ -78,12 +78,12 @@ async fn config_dump(
 ) -> Json<Value> {
     let (generation, scopes) = plane.snapshot();
     let clients = plane.clients.list();
-    let clients: Vec<&(u64, Client)> = clients
+    let clients: Vec<&(u64, Arc<Client>)> = clients
         .iter()
         .filter(|(_, client)| query.wants_node(client))
         .collect();
     let is_shown = |key: &ScopeKey| {
-        query.node.is_none() || clients.iter().any(|(_, client)| client.scope == *key)
+        query.node.is_none() || clients.iter().any(|(_, client)| client.scope() == *key)
     };
     let scopes = scopes
         .iter()
@@ -130,8 +130,8 @@ fn dump_client(id: u64, client: &Client) -> Value {
         "userAgent": client.user_agent,
         "peer": client.peer,
         "variant": format!("{:?}", client.variant).to_lowercase(),
-        "documents": client.scope.documents().iter().map(|name| &**name).collect::<Vec<_>>(),
-        "types": client.types.iter().map(dump_status).collect::<Vec<_>>(),
+        "documents": client.scope().documents().iter().map(|name| &**name).collect::<Vec<_>>(),
+        "types": client.types().iter().map(dump_status).collect::<Vec<_>>(),
     })
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_xds_core::stream::{Event, RequestError, StreamOptions};
-use isthmus_xds_core::{Response, Stream, Variant};
+use isthmus_xds_core::{Request, Response, Stream};
 use prost::Message;
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -14,7 +14,7 @@ use super::Opening;
 use super::node::ClientNode;
 use super::requests::{Inbound, Requests};
 use super::responses::{SessionBody, Slot};
-use crate::clients::{Client, Membership};
+use crate::clients::{Introduction, Membership};
 use crate::plane::{Plane, Subscriber};
 
 /// How long a client may hold a stream open without saying who it is.
@@ -85,6 +85,7 @@ where
                     break;
                 }
                 subscriber = session.plane.subscribe(&session.node.view());
+                session.membership.client().move_to(&subscriber.scope);
                 session.move_to(&mut subscriber);
             }
             changed = subscriber.view.changed() => {
@@ -105,12 +106,11 @@ where
 }
 
 struct Session {
-    stream: Stream,
     plane: Arc<Plane>,
     node: ClientNode,
     id: u64,
     opened: Instant,
-    _membership: Membership,
+    membership: Membership,
 }
 
 impl Drop for Session {
@@ -131,11 +131,18 @@ impl Session {
             identifier: opening.identifier,
         };
         let view = Arc::clone(&subscriber.view.borrow_and_update());
-        let client = client(&node, opening.peer, variant, subscriber);
+        let introduction = Introduction {
+            node_id: node.id.clone(),
+            node_cluster: node.cluster.clone(),
+            user_agent: node.user_agent.clone(),
+            peer: opening.peer,
+            variant,
+            scope: subscriber.scope.clone(),
+            stream: Stream::new(options, view),
+        };
         info!(node = node.id, stream = id, ?variant, "stream opened");
         Self {
-            stream: Stream::new(options, view),
-            _membership: Membership::new(Arc::clone(&opening.plane), id, client),
+            membership: Membership::new(Arc::clone(&opening.plane), id, introduction),
             plane: opening.plane,
             node,
             id,
@@ -143,14 +150,15 @@ impl Session {
         }
     }
 
-    fn handle(&mut self, request: &isthmus_xds_core::Request) -> Result<(), Ended> {
+    fn handle(&mut self, request: &Request) -> Result<(), Ended> {
         let now = self.opened.elapsed();
-        let is_answer = !request.nonce.is_empty();
-        self.stream.handle_request(request, now)?;
-        if !is_answer {
+        let events = self.membership.client().with_stream(|stream| {
+            stream.handle_request(request, now)?;
+            Ok::<_, RequestError>(stream.take_events())
+        })?;
+        if request.nonce.is_empty() {
             self.plane.metrics.count_subscription(&request.type_url);
         }
-        let events = self.stream.take_events();
         for event in &events {
             self.plane.metrics.count_event(event);
             if let Event::Nacked { type_url, refusal } = event {
@@ -164,52 +172,34 @@ impl Session {
                 );
             }
         }
-        let types = self.stream.status();
-        self.plane
-            .clients
-            .update(self.id, |client| client.types = types);
         Ok(())
     }
 
     fn move_to(&mut self, subscriber: &mut Subscriber) {
         let view = Arc::clone(&subscriber.view.borrow_and_update());
-        self.stream.handle_view(view, self.opened.elapsed());
-        let scope = subscriber.scope.clone();
-        self.plane
-            .clients
-            .update(self.id, |client| client.scope = scope);
+        let now = self.opened.elapsed();
+        let client = self.membership.client();
+        client.with_stream(|stream| stream.handle_view(view, now));
     }
 
     fn poll(&mut self) -> Option<Response> {
-        let response = self.stream.poll(self.opened.elapsed())?;
+        let now = self.opened.elapsed();
+        let client = self.membership.client();
+        let response = client.with_stream(|stream| stream.poll(now))?;
         self.plane.metrics.count_response(&response);
-        let types = self.stream.status();
-        self.plane
-            .clients
-            .update(self.id, |client| client.types = types);
         Some(response)
     }
 
     fn wake(&self) -> Option<Instant> {
-        self.stream.next_wake().map(|at| self.opened + at)
+        let client = self.membership.client();
+        let at = client.with_stream(|stream| stream.next_wake())?;
+        Some(self.opened + at)
     }
 }
 
 async fn sleep_until(at: Option<Instant>) {
     if let Some(at) = at {
         tokio::time::sleep_until(at).await;
-    }
-}
-
-fn client(node: &ClientNode, peer: String, variant: Variant, subscriber: &Subscriber) -> Client {
-    Client {
-        node_id: node.id.clone(),
-        node_cluster: node.cluster.clone(),
-        user_agent: node.user_agent.clone(),
-        peer,
-        variant,
-        scope: subscriber.scope.clone(),
-        types: Vec::new(),
     }
 }
 
