@@ -136,7 +136,7 @@ pub struct Detach {
     pub places: Places,
 }
 
-/// Shows what the accelerator needs of this machine. Exits 2 if something is missing.
+/// Shows what the accelerator needs of this machine. Exits 2 if connections cannot be redirected.
 #[derive(Args, Debug)]
 pub struct Probe {
     /// How to print the answer; `json` is stable across minor versions.
@@ -148,6 +148,13 @@ pub struct Probe {
         value_name = "FORMAT"
     )]
     pub output: Output,
+
+    #[command(flatten)]
+    #[allow(
+        missing_docs,
+        reason = "a doc comment would replace the one of the flattened options"
+    )]
+    pub places: Places,
 }
 
 /// How to write logs.

@@ -9,16 +9,18 @@ use std::{
 
 use isthmus_accel_abi::SettingsMode;
 use isthmus_accel_datapath::{
-    Datapath, DatapathError,
+    Datapath, DatapathError, NeededBy,
     linux::{self, LinuxDatapath, LoadOptions},
+    probe as datapath_probe,
 };
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     admin,
-    cli::{Cli, Command, Detach, LogFormat, Output, Run, Status},
-    error::{CommandError, render_chain},
+    cli::{Cli, Command, Detach, LogFormat, Output, Probe, Run, Status},
+    error::{CommandError, EXIT_MISSING, render_chain},
+    probe::{self, Report},
     rights,
     run::{self, Home},
     runtime_dir::RuntimeDir,
@@ -33,7 +35,7 @@ use crate::{
 pub fn execute(cli: Cli, out: &mut (dyn Write + Send)) -> Result<ExitCode, CommandError> {
     match cli.command {
         Command::Detach(args) => detach(&args, out),
-        Command::Probe(_args) => Ok(ExitCode::SUCCESS),
+        Command::Probe(args) => show_probe(&args, out),
         Command::Run(args) => run(args, out),
         Command::Status(args) => show_status(args, out),
     }
@@ -54,6 +56,8 @@ async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandEr
     // A bad file, or a missing right, is found before anything is touched.
     rights::require()?;
     let file = run::read_first(args.config).await?;
+    let found = datapath_probe(&args.places.pin_dir);
+    probe::require(&found)?;
     let cgroup_root = linux::cgroup_root()?;
     let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, &args.places.pin_dir);
     let _lock = runtime_dir.lock()?;
@@ -63,12 +67,20 @@ async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandEr
         ..LoadOptions::default()
     };
     let datapath = load(&args.places.pin_dir, &cgroup_root, &options)?;
+    if datapath.mode()? != options.mode
+        && let Some(row) = found.first_missing(NeededBy::Sockmap)
+    {
+        let (feature, detail, remedy) = (row.feature, &row.detail, row.remedy);
+        tracing::warn!(
+            "connections are redirected, but no message skips TCP/IP: {feature}: {detail}; {remedy}"
+        );
+    }
     let adopted = datapath.loaded()?.pods.len();
     if adopted > 0 {
         tracing::info!(pods = adopted, "taken over from an earlier agent");
     }
     let home = Home {
-        mode: options.mode.into(),
+        mode: datapath.mode()?.into(),
         pin_dir: args.places.pin_dir,
         runtime_dir,
     };
@@ -125,6 +137,20 @@ fn show_status(args: Status, out: &mut dyn Write) -> Result<ExitCode, CommandErr
         Output::Table => print(out, &status::render_table(&status))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn show_probe(args: &Probe, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let found = datapath_probe(&args.places.pin_dir);
+    let report = Report::from(&found);
+    match args.output {
+        Output::Json => print_json(out, &report)?,
+        Output::Table => print(out, &probe::render_table(&report))?,
+    }
+    Ok(if report.can_redirect {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_MISSING)
+    })
 }
 
 fn detach(args: &Detach, out: &mut dyn Write) -> Result<ExitCode, CommandError> {

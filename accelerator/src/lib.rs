@@ -21,6 +21,7 @@ pub mod commands;
 pub mod config_file;
 pub mod error;
 pub mod metrics;
+pub mod probe;
 pub mod resolve;
 pub mod rights;
 pub mod run;

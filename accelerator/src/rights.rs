@@ -6,9 +6,10 @@ use std::fs;
 use isthmus_accel_datapath::DatapathError;
 
 /// What is needed, by its bit in `CapEff` of proc(5).
-const NEEDED: [(u32, &str); 3] = [
+const NEEDED: [(u32, &str); 4] = [
     (12, "CAP_NET_ADMIN"),
     (21, "CAP_SYS_ADMIN"),
+    (38, "CAP_PERFMON"),
     (39, "CAP_BPF"),
 ];
 
@@ -24,7 +25,7 @@ pub fn require() -> Result<(), DatapathError> {
         Err(DatapathError::Missing {
             feature,
             detail: "this process does not have it".to_owned(),
-            remedy: "run it as root, or in a container with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN",
+            remedy: "run it as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN",
         })
     })
 }
@@ -61,12 +62,12 @@ mod tests {
             },
             Case {
                 name: "no CAP_BPF",
-                status: "CapEff:\t0000000000201000\n",
+                status: "CapEff:\t0000004000201000\n",
                 missing: Some("CAP_BPF"),
             },
             Case {
                 name: "just enough",
-                status: "CapEff:\t0000008000201000\n",
+                status: "CapEff:\t000000c000201000\n",
                 missing: None,
             },
             Case {

@@ -10,6 +10,7 @@ use isthmus_accel_datapath::{Datapath, DatapathError, HopRow, PairRow};
 use serde::Serialize;
 
 pub use self::table::render_table;
+pub(crate) use self::table::section;
 use crate::runtime_dir::Roster;
 
 /// Version of the JSON below: fields are added within a version, never removed or given another

@@ -99,11 +99,34 @@ fn says_which_right_is_missing() {
             .expect("this test runs as root");
         assert_eq!(
             String::from_utf8_lossy(&output.stderr),
-            "error: CAP_NET_ADMIN is missing: this process does not have it; run it as root, or in a \
-             container with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN\n",
+            "error: CAP_NET_ADMIN is missing: this process does not have it; run it as root, or with \
+             CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN\n",
             "{args:?}"
         );
         assert_eq!(output.status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn probe_answers_in_both_forms_and_touches_nothing() {
+    let output = run(Path::new("/nonexistent"), &["probe", "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    let can_redirect = report["can_redirect"].as_bool().expect("it says so");
+    assert_eq!(output.status.code(), Some(if can_redirect { 0 } else { 2 }));
+    let features = report["features"].as_array().expect("a list");
+    let is_missing = |feature: &serde_json::Value| feature["is_present"] == false;
+    assert!(
+        features
+            .iter()
+            .filter(|feature| is_missing(feature))
+            .all(|feature| feature["remedy"].is_string())
+    );
+
+    let table = run(Path::new("/nonexistent"), &["probe"]);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    for feature in features {
+        let name = feature["feature"].as_str().expect("a name");
+        assert!(table.contains(name), "{name}:\n{table}");
     }
 }
 
