@@ -14,7 +14,9 @@
 pub mod fake;
 pub mod linux;
 mod netns;
+mod probe;
 mod rows;
 
 pub use self::netns::netns_cookie;
+pub use self::probe::{NeededBy, Probe, ProbeRow, probe};
 pub use self::rows::{CounterRow, Datapath, DatapathError, HopRow, MapUsage, PairRow, ProgramRow};

@@ -2,6 +2,7 @@
 
 mod btf;
 mod detach;
+mod kernel_version;
 mod load;
 mod maps;
 mod mounts;
@@ -18,7 +19,8 @@ use isthmus_accel_core::{MapOp, State};
 pub use self::{
     btf::{KernelOffsets, VMLINUX_BTF},
     detach::{DetachReport, detach},
-    load::LoadOptions,
+    kernel_version::KernelVersion,
+    load::{LoadOptions, try_programs},
     mounts::{BpfFs, DEFAULT_BPFFS, DEFAULT_PIN_DIR, cgroup_root, ensure_bpffs, is_bpffs},
 };
 use self::{

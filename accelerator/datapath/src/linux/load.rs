@@ -18,6 +18,7 @@ use isthmus_accel_abi::{ABI_VERSION, Settings, SettingsMode, map, program};
 
 use super::{
     btf::KernelOffsets,
+    kernel_version::KernelVersion,
     maps::{Maps, TypedMap},
     pins::Pins,
     sys::{self, AttachType},
@@ -88,12 +89,7 @@ pub(crate) fn load(
     let offsets = KernelOffsets::of_running_kernel()?;
     let mut object = load_object(pins, options, &offsets)?;
     let maps = Maps::open(pins)?;
-    // Without the fields the latch cannot know what it must, so nothing may skip TCP.
-    let mode = if offsets.missing().is_empty() {
-        options.mode
-    } else {
-        SettingsMode::REDIRECT_ONLY
-    };
+    let mode = allowed_mode(options.mode, &offsets);
     let settings = Settings {
         abi_version: ABI_VERSION,
         mode,
@@ -121,16 +117,68 @@ fn check_version(pins: &Pins) -> Result<(), DatapathError> {
     })
 }
 
-fn load_object(
-    pins: &Pins,
-    options: &LoadOptions,
-    offsets: &KernelOffsets,
-) -> Result<Ebpf, DatapathError> {
+/// Without the fields the latch cannot know what it must, and below its floor the kernel's sockmap has
+/// defects: nothing skips TCP then, whatever is asked for.
+fn allowed_mode(wanted: SettingsMode, offsets: &KernelOffsets) -> SettingsMode {
+    let is_sound = KernelVersion::running().is_some_and(|version| version.check_sockmap().is_ok());
+    if is_sound && offsets.missing().is_empty() {
+        wanted
+    } else {
+        SettingsMode::REDIRECT_ONLY
+    }
+}
+
+/// Loads every program once and forgets it; returns the kernel's refusal of each.
+#[must_use]
+pub fn try_programs(offsets: &KernelOffsets) -> Vec<(&'static str, Option<String>)> {
+    let mut loader = loader(offsets);
+    let mut object = match loader.load(OBJECT) {
+        Ok(object) => object,
+        Err(error) => {
+            let reason = format!("the maps cannot be made: {}", last_cause(&error));
+            return program::ALL.map(|name| (name, Some(reason.clone()))).into();
+        }
+    };
+    let refusal = |name| match load_program(&mut object, name) {
+        Ok(_) => (name, None),
+        Err(error) => (name, Some(last_cause(&error))),
+    };
+    [program::PARKED]
+        .into_iter()
+        .chain(program::ALL)
+        .map(refusal)
+        .collect()
+}
+
+// The first line: the verifier's log is for whoever changes the programs.
+fn last_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause
+        .to_string()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+fn loader(offsets: &KernelOffsets) -> EbpfLoader<'_> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
     for (name, offset) in offsets.globals() {
         loader.override_global(name, offset, true);
     }
+    loader
+}
+
+fn load_object(
+    pins: &Pins,
+    options: &LoadOptions,
+    offsets: &KernelOffsets,
+) -> Result<Ebpf, DatapathError> {
+    let mut loader = loader(offsets);
     for (name, max_entries) in &options.max_entries {
         loader.map_max_entries(name, *max_entries);
     }
