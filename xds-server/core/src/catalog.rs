@@ -10,7 +10,7 @@ use bytes::Bytes;
 use isthmus_api::envoy_resources::{NodeView, Selector};
 
 use crate::resource::{Name, Resource, TypeUrl, Version};
-use crate::view::View;
+use crate::view::{Change, View};
 
 /// A document as it comes from a source: messages serialized, nothing encoded for the wire.
 #[derive(Clone, Debug)]
@@ -72,6 +72,17 @@ struct Held {
     resources: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>>,
 }
 
+impl Held {
+    fn resource(&self, type_url: &TypeUrl, name: &Name) -> Option<&Arc<Resource>> {
+        self.resources.get(type_url)?.get(name)
+    }
+
+    fn all(&self) -> impl Iterator<Item = (&TypeUrl, &Name, &Arc<Resource>)> {
+        let types = self.resources.iter();
+        types.flat_map(|(url, set)| set.iter().map(move |(name, it)| (url, name, it)))
+    }
+}
+
 impl Catalog {
     /// A catalog that has nothing.
     pub fn new() -> Self {
@@ -87,36 +98,113 @@ impl Catalog {
     /// encoded bytes, and a scope whose content is as before keeps its view.
     pub fn publish(&mut self, documents: Vec<Document>) -> Published {
         self.generation += 1;
-        let mut next = BTreeMap::new();
+        let mut before = std::mem::take(&mut self.documents);
+        let mut are_scopes_moved = false;
+        let mut changed: BTreeMap<Name, Vec<(TypeUrl, Name)>> = BTreeMap::new();
         for document in documents {
-            let before = self.documents.get(&document.name);
-            next.insert(
-                document.name,
-                hold(before, document.selector, document.resources),
-            );
-        }
-        let are_scopes_moved = next.len() != self.documents.len()
-            || next
-                .iter()
-                .zip(&self.documents)
-                .any(|(new, old)| new.0 != old.0 || new.1.selector != old.1.selector);
-        self.documents = next;
-
-        let mut changed = Vec::new();
-        let scopes = std::mem::take(&mut self.scopes);
-        for (key, before) in scopes {
-            let view = self.build(&key, Some(&before));
-            if view.is_same_content(&before) {
-                self.scopes.insert(key, before);
-            } else {
-                changed.push(key.clone());
-                self.scopes.insert(key, Arc::new(view));
+            let old = before.remove(&document.name);
+            are_scopes_moved |= old
+                .as_ref()
+                .is_none_or(|it| it.selector != document.selector);
+            let new = hold(old.as_ref(), document.selector, document.resources);
+            let names = differing(old.as_ref(), &new);
+            if !names.is_empty() {
+                changed.insert(Name::clone(&document.name), names);
             }
+            self.documents.insert(document.name, new);
+        }
+        for (name, gone) in before {
+            are_scopes_moved = true;
+            let names = gone
+                .all()
+                .map(|(url, name, _)| (TypeUrl::clone(url), Name::clone(name)));
+            changed.insert(name, names.collect());
         }
         Published {
             generation: self.generation,
-            changed,
+            changed: self.refresh(&changed),
             are_scopes_moved,
+        }
+    }
+
+    /// Changes some resources of one document in one commit, and makes the document if there is
+    /// none; it is for every client then. Costs what changes, in each scope that has the document.
+    pub fn patch(
+        &mut self,
+        document: &Name,
+        upserts: Vec<Draft>,
+        removals: &[(TypeUrl, Name)],
+    ) -> Published {
+        self.generation += 1;
+        let are_scopes_moved = !self.documents.contains_key(document);
+        let held = self
+            .documents
+            .entry(Name::clone(document))
+            .or_insert_with(|| Held {
+                selector: Selector::default(),
+                resources: BTreeMap::new(),
+            });
+        let mut names = Vec::new();
+        for (type_url, name) in removals {
+            let set = held.resources.get_mut(type_url);
+            if set.is_some_and(|set| set.remove(name).is_some()) {
+                names.push((TypeUrl::clone(type_url), Name::clone(name)));
+            }
+        }
+        for draft in upserts {
+            let version = Version::of_resource(&draft.type_url, &draft.name, &draft.value);
+            let old = held.resource(&draft.type_url, &draft.name);
+            if old.is_some_and(|old| old.version() == version) {
+                continue;
+            }
+            names.push((TypeUrl::clone(&draft.type_url), Name::clone(&draft.name)));
+            let resource = Arc::new(encode(&draft));
+            let set = held.resources.entry(draft.type_url).or_default();
+            set.insert(draft.name, resource);
+        }
+        let changed = BTreeMap::from([(Name::clone(document), names)]);
+        Published {
+            generation: self.generation,
+            changed: self.refresh(&changed),
+            are_scopes_moved,
+        }
+    }
+
+    // Brings the views in use up to date; returns the scopes whose content changed.
+    fn refresh(&mut self, changed: &BTreeMap<Name, Vec<(TypeUrl, Name)>>) -> Vec<ScopeKey> {
+        let mut scopes = std::mem::take(&mut self.scopes);
+        let mut touched = Vec::new();
+        for (key, view) in &mut scopes {
+            let documents = key.0.iter().filter_map(|name| changed.get(name));
+            let next: Vec<Change> = documents
+                .flatten()
+                .map(|(type_url, name)| self.resolve(key, type_url, name))
+                .collect();
+            if next.is_empty() {
+                continue;
+            }
+            let next = view.after(self.generation, &next);
+            if !next.is_same_content(view) {
+                touched.push(key.clone());
+                *view = Arc::new(next);
+            }
+        }
+        self.scopes = scopes;
+        touched
+    }
+
+    // What a scope has under a name: of two documents that give it, the later has its way.
+    fn resolve(&self, key: &ScopeKey, type_url: &TypeUrl, name: &Name) -> Change {
+        let mut documents = key
+            .0
+            .iter()
+            .rev()
+            .filter_map(|name| self.documents.get(name));
+        let resource = documents.find_map(|held| held.resource(type_url, name));
+        Change {
+            type_url: TypeUrl::clone(type_url),
+            name: Name::clone(name),
+            resource: resource.cloned(),
         }
     }
 
@@ -135,7 +223,7 @@ impl Catalog {
         if let Some(view) = self.scopes.get(key) {
             return Arc::clone(view);
         }
-        let view = Arc::new(self.build(key, None));
+        let view = Arc::new(self.build(key));
         self.scopes.insert(key.clone(), Arc::clone(&view));
         view
     }
@@ -155,27 +243,38 @@ impl Catalog {
         self.documents.len()
     }
 
-    fn build(&self, key: &ScopeKey, previous: Option<&View>) -> View {
-        let mut resources: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>> = BTreeMap::new();
-        for held in key.0.iter().filter_map(|name| self.documents.get(name)) {
-            for (type_url, set) in &held.resources {
-                let all = resources.entry(TypeUrl::clone(type_url)).or_default();
-                all.extend(
-                    set.iter()
-                        .map(|(name, it)| (Name::clone(name), Arc::clone(it))),
-                );
-            }
-        }
-        View::build(previous, self.generation, resources)
+    fn build(&self, key: &ScopeKey) -> View {
+        let documents = key.0.iter().filter_map(|name| self.documents.get(name));
+        let changes: Vec<Change> = documents
+            .flat_map(Held::all)
+            .map(|(type_url, name, resource)| Change {
+                type_url: TypeUrl::clone(type_url),
+                name: Name::clone(name),
+                resource: Some(Arc::clone(resource)),
+            })
+            .collect();
+        View::default().after(self.generation, &changes)
     }
+}
+
+// Names whose resource is another than before, or is gone.
+fn differing(before: Option<&Held>, after: &Held) -> Vec<(TypeUrl, Name)> {
+    let changed = after.all().filter(|(url, name, resource)| {
+        before.and_then(|held| held.resource(url, name)) != Some(*resource)
+    });
+    let gone = before.into_iter().flat_map(Held::all);
+    let gone = gone.filter(|(url, name, _)| after.resource(url, name).is_none());
+    changed
+        .chain(gone)
+        .map(|(url, name, _)| (TypeUrl::clone(url), Name::clone(name)))
+        .collect()
 }
 
 fn hold(before: Option<&Held>, selector: Selector, drafts: Vec<Draft>) -> Held {
     let mut resources: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>> = BTreeMap::new();
     for draft in drafts {
         let old = before
-            .and_then(|held| held.resources.get(&draft.type_url))
-            .and_then(|set| set.get(&draft.name))
+            .and_then(|held| held.resource(&draft.type_url, &draft.name))
             .filter(|old| {
                 old.version() == Version::of_resource(&draft.type_url, &draft.name, &draft.value)
             });

@@ -32,13 +32,25 @@ impl Version {
         Self(hash.digest())
     }
 
-    /// Hashes a set of resources, which must come in the order of their names.
+    /// The version of a set that has nothing.
+    pub const OF_NOTHING: Self = Self(0);
+
+    /// Hashes a set of resources, in any order.
     pub fn of_set<'a>(resources: impl Iterator<Item = &'a Arc<Resource>>) -> Self {
-        let mut hash = Xxh3::new();
-        for resource in resources {
-            hash.update(&resource.version.0.to_le_bytes());
-        }
-        Self(hash.digest())
+        resources.fold(Self::OF_NOTHING, |set, resource| set.with(resource.version))
+    }
+
+    /// The version of a set after a resource of this version came into it: a sum, so that a
+    /// change costs what changed and not the set. A resource's version covers its type and name.
+    #[must_use]
+    pub fn with(self, resource: Self) -> Self {
+        Self(self.0.wrapping_add(resource.0))
+    }
+
+    /// The version of a set after a resource of this version left it.
+    #[must_use]
+    pub fn without(self, resource: Self) -> Self {
+        Self(self.0.wrapping_sub(resource.0))
     }
 
     /// Reads what [`fmt::Display`] writes; `None` for anything else, which then equals no version.
@@ -78,6 +90,15 @@ pub struct Resource {
     delta: Bytes,
     value_range: std::ops::Range<usize>,
 }
+
+/// Equal content, by its hash.
+impl PartialEq for Resource {
+    fn eq(&self, other: &Self) -> bool {
+        self.version == other.version && self.endpoints == other.endpoints
+    }
+}
+
+impl Eq for Resource {}
 
 impl Resource {
     /// Encodes a resource for the wire. `value` is the serialized message, without the `Any`.

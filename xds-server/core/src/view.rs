@@ -3,34 +3,47 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+
 use crate::limits;
 use crate::resource::{Name, Resource, TypeUrl, Version};
 
 /// Everything that the clients of one scope should have, at one generation.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct View {
     generation: u64,
     types: BTreeMap<TypeUrl, Arc<TypeSet>>,
 }
 
+/// What becomes of one name: another resource, or none.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Type of the resource.
+    pub type_url: TypeUrl,
+    /// Its name.
+    pub name: Name,
+    /// What it is from here on; `None` if it is gone.
+    pub resource: Option<Arc<Resource>>,
+}
+
 impl View {
-    /// Builds the view that follows `previous`. A type whose content did not change keeps its
-    /// very set, so an unchanged type costs a pointer comparison downstream.
-    pub fn build(
-        previous: Option<&View>,
-        generation: u64,
-        resources: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>>,
-    ) -> Self {
-        let mut types: BTreeMap<TypeUrl, Arc<TypeSet>> = BTreeMap::new();
-        let vanished = previous
-            .iter()
-            .flat_map(|view| view.types.keys())
-            .filter(|type_url| !resources.contains_key(*type_url))
-            .map(|type_url| (Arc::clone(type_url), BTreeMap::new()))
-            .collect::<Vec<_>>();
-        for (type_url, set) in resources.into_iter().chain(vanished) {
-            let before = previous.and_then(|view| view.types.get(&type_url));
-            types.insert(type_url, TypeSet::build(before, generation, set));
+    /// The view that follows after some names changed. Costs what changed, whatever the view has.
+    /// A type whose content did not change keeps its very set, so that it costs a pointer
+    /// comparison downstream.
+    #[must_use]
+    pub fn after(&self, generation: u64, changes: &[Change]) -> Self {
+        let mut types = self.types.clone();
+        let mut by_type: BTreeMap<&TypeUrl, Vec<&Change>> = BTreeMap::new();
+        for change in changes {
+            by_type.entry(&change.type_url).or_default().push(change);
+        }
+        for (type_url, changes) in by_type {
+            let before = types
+                .get(type_url)
+                .map_or_else(|| Arc::new(TypeSet::first(generation)), Arc::clone);
+            let after = TypeSet::after(&before, generation, &changes);
+            types.insert(TypeUrl::clone(type_url), after);
         }
         Self { generation, types }
     }
@@ -65,19 +78,19 @@ impl View {
 #[derive(Debug)]
 pub struct TypeSet {
     version: Version,
-    resources: BTreeMap<Name, Arc<Resource>>,
+    resources: OrdMap<Name, Arc<Resource>>,
     // Generation in which this set came to be.
     generation: u64,
     // Sets that follow each other share this very allocation; only among them does the log mean
     // something.
     lineage: Arc<()>,
     // What changed, oldest first; complete for sets of this lineage since `log_floor`.
-    log: Vec<Arc<Change>>,
+    log: Vec<Arc<Logged>>,
     log_floor: u64,
 }
 
 #[derive(Debug)]
-struct Change {
+struct Logged {
     generation: u64,
     names: Vec<Name>,
 }
@@ -86,49 +99,56 @@ impl TypeSet {
     /// The set that has nothing and follows nothing.
     pub fn empty() -> Arc<Self> {
         Arc::new(Self {
-            version: Version::of_set(std::iter::empty()),
-            resources: BTreeMap::new(),
-            generation: 0,
-            lineage: Arc::default(),
-            log: Vec::new(),
             log_floor: u64::MAX,
+            ..Self::first(0)
         })
     }
 
-    fn build(
-        previous: Option<&Arc<Self>>,
-        generation: u64,
-        resources: BTreeMap<Name, Arc<Resource>>,
-    ) -> Arc<Self> {
-        let version = Version::of_set(resources.values());
-        let Some(previous) = previous else {
-            return Arc::new(Self {
-                version,
-                resources,
-                generation,
-                lineage: Arc::default(),
-                log: Vec::new(),
-                log_floor: generation,
-            });
-        };
-
-        let names = changed_names(&previous.resources, &resources);
-        if names.is_empty() {
-            return Arc::clone(previous);
+    fn first(generation: u64) -> Self {
+        Self {
+            version: Version::OF_NOTHING,
+            resources: OrdMap::new(),
+            generation,
+            lineage: Arc::default(),
+            log: Vec::new(),
+            log_floor: generation,
         }
-        let mut log = previous.log.clone();
-        log.push(Arc::new(Change { generation, names }));
-        let mut log_floor = previous.log_floor;
-        while log.len() > limits::CHANGE_LOG_ENTRIES
-            || log.iter().map(|change| change.names.len()).sum::<usize>() > limits::CHANGE_LOG_NAMES
-        {
+    }
+
+    fn after(before: &Arc<Self>, generation: u64, changes: &[&Change]) -> Arc<Self> {
+        let mut resources = before.resources.clone();
+        let mut version = before.version;
+        let mut names = Vec::new();
+        for change in changes {
+            let old = match &change.resource {
+                Some(new) if resources.get(&change.name) == Some(new) => continue,
+                Some(new) => {
+                    version = version.with(new.version());
+                    resources.insert(Name::clone(&change.name), Arc::clone(new))
+                }
+                None => resources.remove(&change.name),
+            };
+            if let Some(old) = &old {
+                version = version.without(old.version());
+            }
+            if old.is_some() || change.resource.is_some() {
+                names.push(Name::clone(&change.name));
+            }
+        }
+        if names.is_empty() {
+            return Arc::clone(before);
+        }
+        let mut log = before.log.clone();
+        log.push(Arc::new(Logged { generation, names }));
+        let mut log_floor = before.log_floor;
+        while log.len() > limits::CHANGE_LOG_ENTRIES || names_in(&log) > limits::CHANGE_LOG_NAMES {
             log_floor = log.remove(0).generation;
         }
         Arc::new(Self {
             version,
             resources,
             generation,
-            lineage: Arc::clone(&previous.lineage),
+            lineage: Arc::clone(&before.lineage),
             log,
             log_floor,
         })
@@ -178,47 +198,49 @@ impl TypeSet {
             let names: BTreeSet<&Name> = entries.iter().flat_map(|change| &change.names).collect();
             return names.into_iter().cloned().collect();
         }
-        changed_names(&older.resources, &self.resources)
+        // What both share is skipped, so that even this costs less than the sets.
+        let differing = older.resources.diff(&self.resources);
+        let names = differing.map(|item| match item {
+            DiffItem::Add(name, _)
+            | DiffItem::Remove(name, _)
+            | DiffItem::Update { new: (name, _), .. } => Name::clone(name),
+        });
+        names.collect()
     }
 }
 
-fn changed_names(
-    before: &BTreeMap<Name, Arc<Resource>>,
-    after: &BTreeMap<Name, Arc<Resource>>,
-) -> Vec<Name> {
-    let changed = after.iter().filter(|(name, resource)| {
-        before
-            .get(*name)
-            .is_none_or(|old| old.version() != resource.version())
-    });
-    let removed = before.keys().filter(|name| !after.contains_key(*name));
-    changed
-        .map(|(name, _)| name)
-        .chain(removed)
-        .cloned()
-        .collect()
+fn names_in(log: &[Arc<Logged>]) -> usize {
+    log.iter().map(|logged| logged.names.len()).sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    // The set that has just this content, after `previous`.
     fn set(
         previous: Option<&Arc<TypeSet>>,
         generation: u64,
         content: &[(&str, &str)],
     ) -> Arc<TypeSet> {
-        let resources = content
-            .iter()
-            .map(|(name, value)| {
-                let name = Name::from(*name);
-                (
-                    Arc::clone(&name),
-                    Arc::new(Resource::new("t", name, value.as_bytes())),
-                )
-            })
-            .collect();
-        TypeSet::build(previous, generation, resources)
+        let first = Arc::new(TypeSet::first(generation));
+        let before = previous.unwrap_or(&first);
+        let change = |name: &str, resource| Change {
+            type_url: TypeUrl::from("t"),
+            name: Name::from(name),
+            resource,
+        };
+        let is_kept = |name: &Name| content.iter().any(|(other, _)| **other == **name);
+        let gone = before
+            .resources()
+            .map(|it| it.name())
+            .filter(|name| !is_kept(name));
+        let mut changes: Vec<Change> = gone.map(|name| change(name, None)).collect();
+        changes.extend(content.iter().map(|(name, value)| {
+            let resource = Resource::new("t", Name::from(*name), value.as_bytes());
+            change(name, Some(Arc::new(resource)))
+        }));
+        TypeSet::after(before, generation, &changes.iter().collect::<Vec<_>>())
     }
 
     fn changed(after: &TypeSet, before: &TypeSet) -> Vec<String> {
@@ -263,15 +285,26 @@ mod tests {
 
     #[test]
     fn a_type_that_vanished_keeps_its_lineage() {
-        let type_url = TypeUrl::from("t");
+        let change = |resource| Change {
+            type_url: TypeUrl::from("t"),
+            name: Name::from("a"),
+            resource,
+        };
         let resource = Arc::new(Resource::new("t", Name::from("a"), b"1"));
-        let content = BTreeMap::from([(
-            Arc::clone(&type_url),
-            BTreeMap::from([(Name::from("a"), resource)]),
-        )]);
-        let first = View::build(None, 1, content);
-        let second = View::build(Some(&first), 2, BTreeMap::new());
+        let first = View::default().after(1, &[change(Some(resource))]);
+        let second = first.after(2, &[change(None)]);
         let gone = second.type_set("t").expect("the type is remembered");
         assert_eq!(changed(gone, first.type_set("t").unwrap()), ["a"]);
+        assert_eq!(gone.version(), Version::OF_NOTHING);
+    }
+
+    #[test]
+    fn the_version_of_a_set_is_that_of_its_content_however_it_came_to_be() {
+        let first = set(None, 1, &[("a", "1"), ("b", "1")]);
+        let there = set(Some(&first), 2, &[("b", "2"), ("c", "1")]);
+        let back = set(Some(&there), 3, &[("a", "1"), ("b", "1")]);
+        assert_ne!(there.version(), first.version());
+        assert_eq!(back.version(), first.version());
+        assert_eq!(back.version(), Version::of_set(back.resources()));
     }
 }

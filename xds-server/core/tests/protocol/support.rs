@@ -1,11 +1,11 @@
 //! A client and a control plane for the tests: they speak through real, encoded responses.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_proto::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
 use isthmus_xds_core::stream::{Event, Peer, StreamOptions};
+use isthmus_xds_core::view::Change;
 use isthmus_xds_core::{Name, Request, Resource, Stream, TypeUrl, Variant, View};
 use prost::Message;
 
@@ -19,23 +19,37 @@ pub(crate) type Content<'a> = &'a [(&'a str, &'a str, &'a str)];
 /// A sequence of views, each following the one before.
 #[derive(Default)]
 pub(crate) struct Plane {
-    view: Option<Arc<View>>,
+    view: View,
     generation: u64,
 }
 
 impl Plane {
     pub(crate) fn publish(&mut self, content: Content<'_>) -> Arc<View> {
         self.generation += 1;
-        let mut types: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>> = BTreeMap::new();
-        for (type_url, name, value) in content {
-            let resource = resource(type_url, name, value);
-            let set = types.entry(TypeUrl::from(*type_url)).or_default();
-            set.insert(Name::from(*name), Arc::new(resource));
-        }
-        let view = View::build(self.view.as_deref(), self.generation, types);
-        let view = Arc::new(view);
-        self.view = Some(Arc::clone(&view));
-        view
+        let is_kept = |url: &str, name: &str| {
+            content
+                .iter()
+                .any(|(other, it, _)| *other == url && *it == name)
+        };
+        let held = self.view.types().flat_map(|(type_url, set)| {
+            set.resources()
+                .map(move |it| (TypeUrl::clone(type_url), Name::clone(it.name())))
+        });
+        let gone = held.filter(|(url, name)| !is_kept(url, name));
+        let mut changes: Vec<Change> = gone
+            .map(|(type_url, name)| Change {
+                type_url,
+                name,
+                resource: None,
+            })
+            .collect();
+        changes.extend(content.iter().map(|(type_url, name, value)| Change {
+            type_url: TypeUrl::from(*type_url),
+            name: Name::from(*name),
+            resource: Some(Arc::new(resource(type_url, name, value))),
+        }));
+        self.view = self.view.after(self.generation, &changes);
+        Arc::new(self.view.clone())
     }
 }
 
