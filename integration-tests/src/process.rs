@@ -8,11 +8,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::netns::command_in;
-use crate::wait;
+use crate::wait::{self, Hopeless};
 
 /// How long a program gets to end by itself after SIGTERM, and to be gone after SIGKILL.
 const EXIT_DEADLINE: Duration = Duration::from_secs(10);
@@ -145,7 +145,9 @@ impl Process {
     pub fn check_running(&mut self) -> Result<()> {
         match self.poll_exit()? {
             None => Ok(()),
-            Some(status) => bail!("{} ended ({status}):\n{}", self.name, self.tail()),
+            Some(status) => {
+                Err(Hopeless(format!("{} ended ({status}):\n{}", self.name, self.tail())).into())
+            }
         }
     }
 
