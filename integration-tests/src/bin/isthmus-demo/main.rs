@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
+use crate::preflight::Preflight;
 use crate::progress::Progress;
 
 /// A mesh of two pods on this machine, measured.
@@ -51,14 +52,20 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    let obstacle = if cli.control_plane {
-        Some("as asked".to_owned())
+    let found = if cli.control_plane {
+        Preflight {
+            obstacle: Some("as asked".to_owned()),
+            caveat: None,
+        }
     } else {
-        preflight::obstacle()?
+        preflight::look()?
     };
-    if let Some(reason) = obstacle {
+    if let Some(reason) = found.obstacle {
         println!("Showing the control-plane half only: {reason}\n");
         return control_plane_half::run(&Progress::new(control_plane_half::STEPS)?);
+    }
+    if let Some(reason) = found.caveat {
+        println!("Connections are redirected, but no byte skips TCP here: {reason}\n");
     }
 
     let plan = data_path::Plan {
