@@ -26,7 +26,8 @@ struct Probe {
 #[derive(Debug, Deserialize)]
 struct Feature {
     detail: String,
-    feature: String,
+    #[serde(rename = "feature")]
+    name: String,
     is_present: bool,
     needed_by: String,
     remedy: Option<String>,
@@ -67,7 +68,7 @@ fn judge(probe: &Probe) -> Preflight {
             .unwrap_or_default();
         Some(format!(
             "{} is missing: {}{remedy}",
-            feature.feature, feature.detail
+            feature.name, feature.detail
         ))
     };
     Preflight {
@@ -88,9 +89,9 @@ mod tests {
 
     #[test]
     fn the_first_missing_feature_of_each_kind_is_named() {
-        let feature = |feature: &str, needed_by: &str, is_present| Feature {
+        let feature = |name: &str, needed_by: &str, is_present| Feature {
             detail: "not found".to_owned(),
-            feature: feature.to_owned(),
+            name: name.to_owned(),
             is_present,
             needed_by: needed_by.to_owned(),
             remedy: Some("mount it".to_owned()),
