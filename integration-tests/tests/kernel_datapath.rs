@@ -2,7 +2,19 @@
 //!
 //! Needs root, BPF and iproute2; fails with the reason where something is missing.
 
+#[path = "kernel_datapath/backpressure.rs"]
+mod backpressure;
+#[path = "kernel_datapath/closing.rs"]
+mod closing;
 #[path = "kernel_datapath/fixture.rs"]
 mod fixture;
+#[path = "kernel_datapath/full_maps.rs"]
+mod full_maps;
+#[path = "kernel_datapath/lifecycle.rs"]
+mod lifecycle;
+#[path = "kernel_datapath/order.rs"]
+mod order;
+#[path = "kernel_datapath/redirect.rs"]
+mod redirect;
 #[path = "kernel_datapath/share.rs"]
 mod share;

@@ -85,6 +85,10 @@ pub mod global {
     pub const WRITE_SEQ_OFFSET: &str = "WRITE_SEQ_OFFSET";
     /// Offset of `inet_connection_sock.icsk_ulp_ops`.
     pub const ULP_OPS_OFFSET: &str = "ULP_OPS_OFFSET";
+    /// Offset of `sock.sk_user_data`, which leads to the socket's `sk_psock`.
+    pub const USER_DATA_OFFSET: &str = "USER_DATA_OFFSET";
+    /// Offset of `sk_psock.ingress_msg`, the list of redirected messages that are not read.
+    pub const INGRESS_MSG_OFFSET: &str = "INGRESS_MSG_OFFSET";
     /// Offset of the byte that holds `tcp_sock.is_mptcp`; absent without `CONFIG_MPTCP`.
     pub const IS_MPTCP_OFFSET: &str = "IS_MPTCP_OFFSET";
 }

@@ -24,8 +24,13 @@ offsets! {
     SND_UNA_OFFSET
     WRITE_SEQ_OFFSET
     ULP_OPS_OFFSET
+    USER_DATA_OFFSET
+    INGRESS_MSG_OFFSET
     IS_MPTCP_OFFSET
 }
+
+/// Low bits of `sk_user_data` that are flags (Linux, `include/net/sock.h`, `SK_USER_DATA_PTRMASK`).
+const USER_DATA_FLAGS: u64 = 7;
 
 /// The address of a `struct sock` that may be stale: reading it can fail, or give what another object
 /// holds by now, but can do no harm.
@@ -73,6 +78,19 @@ impl KernelSock {
     #[inline(always)]
     pub fn has_ulp(self) -> bool {
         self.read::<u64>(&ULP_OPS_OFFSET) != Some(0)
+    }
+
+    /// Tells whether redirected messages wait to be read.
+    #[inline(always)]
+    pub fn has_parked(self) -> Option<bool> {
+        let psock = self.read::<u64>(&USER_DATA_OFFSET)? & !USER_DATA_FLAGS;
+        if psock == 0 {
+            return Some(false);
+        }
+        // An empty list points to itself.
+        let head = psock.wrapping_add(offset(&INGRESS_MSG_OFFSET)?.into());
+        let first = KernelSock(psock).read::<u64>(&INGRESS_MSG_OFFSET)?;
+        Some(first != head)
     }
 
     /// Tells whether this is a subflow of an MPTCP connection. A kernel without the field has none.

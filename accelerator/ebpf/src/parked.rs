@@ -14,7 +14,8 @@ use isthmus_accel_abi::SockKey;
 
 use crate::{kernel::KernelSock, maps::ENDS};
 
-/// Returns the bytes parked at the socket whose key is the packet; 0 if there is no such socket.
+/// Returns the bytes that lie unread at the socket whose key is the packet, if some of them were
+/// redirected; 0 if none were, or there is no such socket.
 /// Linux 5.10 (`bpf_probe_read_kernel`).
 #[classifier]
 pub fn isthmus_parked(ctx: TcContext) -> i32 {
@@ -40,7 +41,9 @@ fn parked(skb: *mut __sk_buff) -> Option<u32> {
     }
     let end = ENDS.get(&key)?;
     let sock = KernelSock(end.sk);
-    let is_same = sock.cookie()? == end.cookie;
-    // What TCP delivered is charged to the same account; redirected messages are read first.
-    is_same.then(|| sock.rmem_alloc())?
+    if sock.cookie()? != end.cookie || !sock.has_parked()? {
+        return None;
+    }
+    // What TCP has delivered behind it is charged to the same account.
+    sock.rmem_alloc()
 }

@@ -17,7 +17,7 @@ use isthmus_accel_abi::{Hop, HopKey, HopStats, PodConfig, SettingsMode, v4_mappe
 use isthmus_accel_core::MapOp;
 use isthmus_accel_datapath::{
     Datapath as _,
-    linux::{LinuxDatapath, LoadOptions, cgroup_root, detach},
+    linux::{DEFAULT_BPFFS, LinuxDatapath, LoadOptions, cgroup_root, detach},
 };
 
 /// User and group of the application.
@@ -28,6 +28,9 @@ pub(crate) const PROXY: u32 = 1337;
 pub(crate) const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 19, 7, 9), 80);
 /// Longest time that any single wait of a test may take, on a machine that is busy with others.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Name of the pin directories, in front of the id of the process.
+const PREFIX: &str = "isthmus-test-";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -49,11 +52,9 @@ impl Fixture {
     }
 
     pub(crate) fn load_with(options: LoadOptions) -> Self {
+        remove_leftovers();
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let pin_dir = PathBuf::from(format!(
-            "/sys/fs/bpf/isthmus-test-{}-{id}",
-            std::process::id()
-        ));
+        let pin_dir = Path::new(DEFAULT_BPFFS).join(format!("{PREFIX}{}-{id}", std::process::id()));
         let datapath = Self::open(&pin_dir, &options);
         Self {
             datapath,
@@ -96,6 +97,26 @@ impl Fixture {
             .find(|row| row.key == key)
             .map(|row| row.stats)
             .unwrap_or_default()
+    }
+}
+
+/// Removes what killed tests have left. (A test that only panics removes its own.)
+fn remove_leftovers() {
+    for dir in std::fs::read_dir(DEFAULT_BPFFS)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = dir.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        let is_left = |pid| !Path::new("/proc").join(pid).exists();
+        if pid.is_some_and(is_left)
+            && let Err(error) = detach(&dir.path())
+        {
+            eprintln!("{} stays: {}", dir.path().display(), chain(&error));
+        }
     }
 }
 

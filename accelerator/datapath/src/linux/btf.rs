@@ -51,7 +51,7 @@ const fn required(
     }
 }
 
-const FIELDS: [Field; 8] = [
+const FIELDS: [Field; 10] = [
     required(
         global::SKC_COOKIE_OFFSET,
         "sock",
@@ -75,6 +75,8 @@ const FIELDS: [Field; 8] = [
         "inet_connection_sock",
         &["icsk_ulp_ops"],
     ),
+    required(global::USER_DATA_OFFSET, "sock", &["sk_user_data"]),
+    required(global::INGRESS_MSG_OFFSET, "sk_psock", &["ingress_msg"]),
     Field {
         global: global::IS_MPTCP_OFFSET,
         holder: "tcp_sock",

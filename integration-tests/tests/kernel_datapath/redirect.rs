@@ -1,0 +1,214 @@
+//! Where connections land, and what their sockets say.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
+    os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _},
+    thread,
+};
+
+use isthmus_accel_abi::{CidrKey, Hop, PodConfig, PortKey, RuleList};
+use isthmus_accel_core::MapOp;
+
+use crate::fixture::{
+    APP, Fixture, PROXY, Pod, SO_ORIGINAL_DST, VIP, original_dst, sockaddr, sockopt, tcp_socket,
+};
+
+const OUTBOUND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15_001);
+
+#[test]
+fn connections_follow_the_rules_of_their_pod() {
+    let pod = Pod::alone([198, 18, 0, 1]);
+    for addr in ["198.19.7.9/32", "198.19.8.1/32"] {
+        pod.ip(&["addr", "add", addr, "dev", "lo"]);
+    }
+    let mut fixture = Fixture::load();
+    let excluded_port = PortKey::new(
+        pod.cookie,
+        RuleList::EXCLUDE_OUTBOUND,
+        3306_u16.to_be_bytes(),
+    );
+    fixture.apply(MapOp::PutPort(excluded_port));
+    let excluded = CidrKey::v4(pod.cookie, RuleList::EXCLUDE_OUTBOUND, [198, 19, 8, 0], 24);
+    fixture.apply(MapOp::PutCidr(excluded));
+    fixture.add_pod(&pod);
+
+    let to_other_range = SocketAddrV4::new(Ipv4Addr::new(198, 19, 8, 1), 80);
+    let to_other_port = SocketAddrV4::new(*VIP.ip(), 3306);
+    let to_self = SocketAddrV4::new(pod.addr, 80);
+    let proxy = pod.listen(PROXY, OUTBOUND);
+    let direct: Vec<(SocketAddrV4, TcpListener)> = [VIP, to_other_range, to_other_port, to_self]
+        .map(|addr| (addr, pod.listen(0, addr)))
+        .into();
+
+    let cases = [
+        (
+            "an application's connection goes to the proxy",
+            APP,
+            APP,
+            VIP,
+            true,
+        ),
+        ("root is an application too", 0, 0, VIP, true),
+        ("an excluded port does not", APP, APP, to_other_port, false),
+        (
+            "an excluded range does not",
+            APP,
+            APP,
+            to_other_range,
+            false,
+        ),
+        ("the pod's own address does not", APP, APP, to_self, false),
+        ("the proxy's user is exempt", PROXY, APP, VIP, false),
+        ("the proxy's group is exempt", APP, PROXY, VIP, false),
+    ];
+    for (name, uid, gid, to, is_redirected) in cases {
+        let connect = move || TcpStream::connect(to).expect("somebody listens");
+        let client = pod.spawn_as(uid, gid, connect).join().expect(name);
+        if is_redirected {
+            let (accepted, _) = proxy.accept().expect(name);
+            assert_eq!(original_dst(&accepted).expect(name), to, "{name}");
+            assert_eq!(
+                original_dst(&client).expect(name),
+                to,
+                "{name}: the client, as with NAT"
+            );
+        } else {
+            let (_, listener) = direct.iter().find(|(addr, _)| *addr == to).expect(name);
+            let (accepted, _) = listener.accept().expect(name);
+            assert!(
+                sockopt(&accepted, libc::SOL_IP, SO_ORIGINAL_DST, 16).is_err(),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_proxy_reaches_the_inbound_listener_of_another_pod() {
+    let (client, server) = Pod::pair();
+    let mut fixture = Fixture::load();
+    fixture.add_pod(&client);
+    fixture.add_pod(&server);
+    let inbound = server.listen(PROXY, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 15_006));
+    let to = SocketAddrV4::new(server.addr, 8080);
+    let _dialled = client.connect(PROXY, to).expect("15006 listens");
+    let (accepted, from) = inbound.accept().expect("a connection");
+    assert_eq!(original_dst(&accepted).expect("it was redirected"), to);
+    assert_eq!(from.ip(), client.addr, "the source stays");
+}
+
+#[test]
+fn a_proxy_that_does_not_listen_yet_is_refused_and_later_is_not() {
+    let pod = Pod::alone([198, 18, 0, 1]);
+    let mut fixture = Fixture::load();
+    fixture.add_pod_as(&pod, PodConfig::istio_default());
+    let error = pod.connect(APP, VIP).expect_err("nobody listens");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    let proxy = pod.listen(PROXY, OUTBOUND);
+    let _client = pod.connect(APP, VIP).expect("the proxy listens");
+    let (accepted, _) = proxy.accept().expect("a connection");
+    assert_eq!(original_dst(&accepted).expect("it was redirected"), VIP);
+}
+
+#[test]
+fn other_socket_options_are_what_they_were() {
+    let pod = Pod::alone([198, 18, 0, 1]);
+    let ask = |socket: &TcpListener| {
+        let questions = [
+            ("SOL_TCP 80", libc::IPPROTO_TCP, SO_ORIGINAL_DST, 16),
+            ("SOL_SOCKET 80", libc::SOL_SOCKET, SO_ORIGINAL_DST, 16),
+            ("SOL_IPV6 80", libc::IPPROTO_IPV6, SO_ORIGINAL_DST, 28),
+            ("IPT_SO_GET_INFO", libc::SOL_IP, 64, 84),
+            ("IPT_SO_GET_INFO, 16 KiB", libc::SOL_IP, 64, 16 << 10),
+            ("IPT_SO_GET_ENTRIES, 16 KiB", libc::SOL_IP, 65, 16 << 10),
+            ("SO_ORIGINAL_DST", libc::SOL_IP, SO_ORIGINAL_DST, 16),
+            ("SO_ORIGINAL_DST, no room", libc::SOL_IP, SO_ORIGINAL_DST, 4),
+            (
+                "SO_ORIGINAL_DST, 16 KiB",
+                libc::SOL_IP,
+                SO_ORIGINAL_DST,
+                16 << 10,
+            ),
+            (
+                "TCP_CONGESTION, 16 KiB",
+                libc::IPPROTO_TCP,
+                libc::TCP_CONGESTION,
+                16 << 10,
+            ),
+            ("TCP_MAXSEG", libc::IPPROTO_TCP, libc::TCP_MAXSEG, 4),
+            (
+                "SO_RCVBUF, 16 KiB",
+                libc::SOL_SOCKET,
+                libc::SO_RCVBUF,
+                16 << 10,
+            ),
+            ("IP_TTL, one byte", libc::SOL_IP, libc::IP_TTL, 1),
+        ];
+        questions.map(|(name, level, option, len)| {
+            let answer = sockopt(socket, level, option, len);
+            (name, answer.map_err(|error| error.raw_os_error()))
+        })
+    };
+    let socket = pod.listen(APP, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+    let without = ask(&socket);
+    let mut fixture = Fixture::load();
+    fixture.add_pod(&pod);
+    let with = ask(&socket);
+    for (before, after) in without.iter().zip(&with) {
+        assert_eq!(before, after);
+    }
+}
+
+#[test]
+fn pods_with_the_same_tuple_do_not_meet() {
+    let pods = [Pod::alone([198, 18, 0, 1]), Pod::alone([198, 18, 0, 2])];
+    let mut fixture = Fixture::load();
+    let mut ends = Vec::new();
+    for pod in &pods {
+        fixture.add_pod(pod);
+        let listener = pod.listen(PROXY, OUTBOUND);
+        let app = pod.run_as(APP, connect_from_port_40000);
+        let (proxy, from) = listener.accept().expect("a connection");
+        assert_eq!(from.to_string(), "127.0.0.1:40000");
+        ends.push((app, proxy));
+    }
+    let threads = ends
+        .into_iter()
+        .zip(1_u8..)
+        .map(|((mut app, mut proxy), mark)| {
+            thread::spawn(move || {
+                for _ in 0..1_000 {
+                    app.write_all(&[mark; 64]).expect("it is connected");
+                    let mut bytes = [0; 64];
+                    proxy.read_exact(&mut bytes).expect("it arrives");
+                    assert_eq!(bytes, [mark; 64]);
+                }
+            })
+        });
+    for thread in threads.collect::<Vec<_>>() {
+        thread.join().expect("no byte crosses");
+    }
+    for pod in &pods {
+        assert_eq!(fixture.hop(pod, Hop::APP_TO_PROXY).bytes_redirected, 64_000);
+    }
+}
+
+fn connect_from_port_40000() -> TcpStream {
+    let socket = tcp_socket(0);
+    let source = sockaddr(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 40_000));
+    let to = sockaddr(VIP);
+    // SAFETY: two addresses of the length that is passed; the descriptor is given away.
+    unsafe {
+        let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+        assert_eq!(
+            libc::bind(socket.as_raw_fd(), (&raw const source).cast(), len),
+            0
+        );
+        assert_eq!(
+            libc::connect(socket.as_raw_fd(), (&raw const to).cast(), len),
+            0
+        );
+        TcpStream::from_raw_fd(socket.into_raw_fd())
+    }
+}
