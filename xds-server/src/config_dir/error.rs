@@ -3,7 +3,7 @@
 //! An error names the file, the line, the document, the resource and the field, says what was expected and,
 //! where there is one, the remedy. It never repeats a value: the value may be a private key. What it does
 //! repeat are names (of files, documents, resources, fields, types, enum values), cut to
-//! [`MAX_QUOTED_BYTES`](super::limits::MAX_QUOTED_BYTES) and escaped, so that a line stays a line.
+//! [`MAX_QUOTED_BYTES`] and escaped, so that a line stays a line.
 
 use std::fmt;
 use std::io;
