@@ -5,7 +5,7 @@ use std::sync::Arc;
 use isthmus_proto::pb::envoy::config::cluster::v3::Cluster;
 use isthmus_proto::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use isthmus_xds_core::catalog::Draft;
-use isthmus_xds_core::{Document, Name, type_rules};
+use isthmus_xds_core::{Document, Extras, Name, type_rules};
 use prost::Message;
 
 use crate::config_dir::{LoadedConfig, LoadedDocument, LoadedResource};
@@ -27,7 +27,10 @@ fn draft(resource: &LoadedResource) -> Draft {
         type_url: Arc::clone(&resource.type_url),
         name: Name::clone(&resource.name),
         value: resource.value.clone(),
-        endpoints: endpoints_of(resource),
+        extras: Extras {
+            endpoints: endpoints_of(resource),
+            ..Extras::default()
+        },
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use isthmus_api::envoy_resources::{NodeView, Selector};
 
-use crate::resource::{Name, Resource, TypeUrl, Version};
+use crate::resource::{Extras, Name, Resource, TypeUrl, Version};
 use crate::view::{Change, View};
 
 /// A document as it comes from a source: messages serialized, nothing encoded for the wire.
@@ -32,8 +32,8 @@ pub struct Draft {
     pub name: Name,
     /// The serialized message, without `Any`.
     pub value: Bytes,
-    /// For a cluster with EDS, the name of its endpoints.
-    pub endpoints: Option<Name>,
+    /// What else there is to it.
+    pub extras: Extras,
 }
 
 /// The names of the documents that a client gets, in order. Equal keys mean equal views.
@@ -152,7 +152,7 @@ impl Catalog {
             }
         }
         for draft in upserts {
-            let version = Version::of_resource(&draft.type_url, &draft.name, &draft.value);
+            let version = version_of(&draft);
             let old = held.resource(&draft.type_url, &draft.name);
             if old.is_some_and(|old| old.version() == version) {
                 continue;
@@ -275,9 +275,7 @@ fn hold(before: Option<&Held>, selector: Selector, drafts: Vec<Draft>) -> Held {
     for draft in drafts {
         let old = before
             .and_then(|held| held.resource(&draft.type_url, &draft.name))
-            .filter(|old| {
-                old.version() == Version::of_resource(&draft.type_url, &draft.name, &draft.value)
-            });
+            .filter(|old| old.version() == version_of(&draft));
         let resource = old.map_or_else(|| Arc::new(encode(&draft)), Arc::clone);
         let name = Name::clone(resource.name());
         resources
@@ -291,12 +289,13 @@ fn hold(before: Option<&Held>, selector: Selector, drafts: Vec<Draft>) -> Held {
     }
 }
 
+fn version_of(draft: &Draft) -> Version {
+    Version::of_resource(&draft.type_url, &draft.name, &draft.value, &draft.extras)
+}
+
 fn encode(draft: &Draft) -> Resource {
-    let resource = Resource::new(&draft.type_url, Name::clone(&draft.name), &draft.value);
-    match &draft.endpoints {
-        Some(name) => resource.with_endpoints(Name::clone(name)),
-        None => resource,
-    }
+    let (name, extras) = (Name::clone(&draft.name), draft.extras.clone());
+    Resource::new(&draft.type_url, name, &draft.value, extras)
 }
 
 #[cfg(test)]
@@ -318,7 +317,7 @@ mod tests {
                     type_url: TypeUrl::from(TYPE),
                     name: Name::from(*name),
                     value: Bytes::copy_from_slice(value.as_bytes()),
-                    endpoints: None,
+                    extras: Extras::default(),
                 })
                 .collect(),
         }

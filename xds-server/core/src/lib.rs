@@ -30,8 +30,9 @@ pub mod type_rules;
 pub mod type_state;
 pub mod view;
 pub mod wire;
+pub mod xdstp;
 
 pub use catalog::{Catalog, Document, ScopeKey};
-pub use resource::{Name, Resource, TypeUrl, Version};
+pub use resource::{Extras, Name, Resource, TypeUrl, Version};
 pub use stream::{Event, Request, RequestError, Response, Stream, Variant};
 pub use view::{TypeSet, View};

@@ -10,10 +10,11 @@ use crate::type_state::TypeState;
 /// Content that refers to other types waits until those were sent (R45) and answered (R46), but
 /// never longer than [`limits::MAKE_PATIENCE`]. A refusal is an answer: waiting would not help.
 pub(crate) fn make_at(state: &TypeState, all: &[TypeState]) -> Option<Duration> {
-    if !state.has_makes() {
-        return None;
-    }
     let own = state.may_send_at();
+    if !state.has_makes() {
+        // A heartbeat carries nothing that could come too early.
+        return finite(own.max(state.next_beat()?));
+    }
     if state.rules.makes_after.is_empty() {
         return finite(own);
     }

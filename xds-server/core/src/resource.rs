@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
@@ -22,12 +23,22 @@ pub type TypeUrl = Arc<str>;
 pub struct Version(u64);
 
 impl Version {
-    /// Hashes the type, name and encoded message of one resource.
-    pub fn of_resource(type_url: &str, name: &str, value: &[u8]) -> Self {
+    /// Hashes what a client is told of one resource.
+    pub fn of_resource(type_url: &str, name: &str, value: &[u8], extras: &Extras) -> Self {
         let mut hash = Xxh3::new();
-        for part in [type_url.as_bytes(), name.as_bytes(), value] {
+        let mut add = |part: &[u8]| {
             hash.update(&(part.len() as u64).to_le_bytes());
             hash.update(part);
+        };
+        add(type_url.as_bytes());
+        add(name.as_bytes());
+        add(value);
+        for alias in &extras.aliases {
+            add(alias.as_bytes());
+        }
+        // R54: a resource that loses its time to live is another, or nobody would hear of it.
+        if let Some(ttl) = extras.ttl {
+            add(&ttl.as_nanos().to_le_bytes());
         }
         Self(hash.digest())
     }
@@ -83,7 +94,7 @@ impl fmt::Debug for Version {
 pub struct Resource {
     name: Name,
     version: Version,
-    endpoints: Option<Name>,
+    extras: Extras,
     // `resources` entry of a DiscoveryResponse, tag and length included.
     sotw: Bytes,
     // `resources` entry of a DeltaDiscoveryResponse, tag and length included.
@@ -91,10 +102,22 @@ pub struct Resource {
     value_range: std::ops::Range<usize>,
 }
 
+/// What a resource may have beside its name and message.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Extras {
+    /// For a cluster with EDS, the name of its `ClusterLoadAssignment`: it is sent again after the
+    /// cluster is, since a warming cluster waits for it (R48).
+    pub endpoints: Option<Name>,
+    /// Other names under which it may be asked for; incremental only (R57).
+    pub aliases: Vec<Name>,
+    /// How long a client may go on using it unheard of. It hears of it twice in that time (R54).
+    pub ttl: Option<Duration>,
+}
+
 /// Equal content, by its hash.
 impl PartialEq for Resource {
     fn eq(&self, other: &Self) -> bool {
-        self.version == other.version && self.endpoints == other.endpoints
+        self.version == other.version && self.extras == other.extras
     }
 }
 
@@ -102,27 +125,19 @@ impl Eq for Resource {}
 
 impl Resource {
     /// Encodes a resource for the wire. `value` is the serialized message, without the `Any`.
-    pub fn new(type_url: &str, name: Name, value: &[u8]) -> Self {
-        let version = Version::of_resource(type_url, &name, value);
+    pub fn new(type_url: &str, name: Name, value: &[u8], extras: Extras) -> Self {
+        let version = Version::of_resource(type_url, &name, value, &extras);
         let sotw = wire::encode_sotw_entry(type_url, value);
         let value_range = sotw.len() - value.len()..sotw.len();
-        let delta = wire::encode_delta_entry(type_url, &name, version, value);
+        let delta = wire::encode_delta_entry(type_url, &name, version, value, &extras);
         Self {
             name,
             version,
-            endpoints: None,
+            extras,
             sotw,
             delta,
             value_range,
         }
-    }
-
-    /// Says that this is a cluster whose endpoints come by EDS under `name`: they are sent again
-    /// after the cluster is, since a warming cluster waits for them (R48).
-    #[must_use]
-    pub fn with_endpoints(mut self, name: Name) -> Self {
-        self.endpoints = Some(name);
-        self
     }
 
     /// The name under which clients subscribe to it.
@@ -137,7 +152,17 @@ impl Resource {
 
     /// For a cluster with EDS, the name of its `ClusterLoadAssignment`.
     pub fn endpoints(&self) -> Option<&Name> {
-        self.endpoints.as_ref()
+        self.extras.endpoints.as_ref()
+    }
+
+    /// Other names under which it may be asked for.
+    pub fn aliases(&self) -> &[Name] {
+        &self.extras.aliases
+    }
+
+    /// How long a client may go on using it unheard of.
+    pub fn ttl(&self) -> Option<Duration> {
+        self.extras.ttl
     }
 
     /// The serialized message, without the `Any` around it.
@@ -160,10 +185,19 @@ mod tests {
 
     #[test]
     fn r39_version_depends_on_content_alone_and_survives_the_wire() {
-        let first = Version::of_resource("t", "n", b"value");
-        assert_eq!(first, Version::of_resource("t", "n", b"value"));
-        assert_ne!(first, Version::of_resource("t", "nv", b"alue"));
-        assert_ne!(first, Version::of_resource("t2", "n", b"value"));
+        let first = Version::of_resource("t", "n", b"value", &Extras::default());
+        assert_eq!(
+            first,
+            Version::of_resource("t", "n", b"value", &Extras::default())
+        );
+        assert_ne!(
+            first,
+            Version::of_resource("t", "nv", b"alue", &Extras::default())
+        );
+        assert_ne!(
+            first,
+            Version::of_resource("t2", "n", b"value", &Extras::default())
+        );
         assert_eq!(Version::parse(&first.to_string()), Some(first));
         // A literal: another replica, another build or a restart must agree.
         assert_eq!(first.to_string(), "18b53b12b245f781");
@@ -185,7 +219,7 @@ mod tests {
 
     #[test]
     fn value_is_the_message_without_its_envelope() {
-        let resource = Resource::new("t", Name::from("n"), b"value");
+        let resource = Resource::new("t", Name::from("n"), b"value", Extras::default());
         assert_eq!(&resource.value()[..], b"value");
     }
 }

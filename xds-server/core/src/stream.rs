@@ -10,12 +10,13 @@ use bytes::Bytes;
 
 use crate::limits;
 use crate::order::{self, BreakGate};
-use crate::resource::{Name, TypeUrl, Version};
+use crate::resource::{Name, Resource, TypeUrl, Version};
 use crate::subscription::LegacyWildcard;
 use crate::type_rules::{self, rules_of};
 use crate::type_state::{Answer, Refusal, TypeState};
 use crate::view::{TypeSet, View};
 use crate::wire;
+use crate::xdstp::canonical;
 
 /// Which of the two protocols a stream speaks.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -226,15 +227,17 @@ impl Stream {
             self.events.push(event);
         }
         match self.options.variant {
-            Variant::Sotw => state.handle_names(&request.names, is_first, now),
+            Variant::Sotw => state.handle_names(&spelled(&request.names), is_first, now),
             Variant::Delta => {
                 let initial: Vec<(Name, Option<Version>)> = request
                     .initial_versions
                     .iter()
-                    .map(|(name, version)| (Name::clone(name), Version::parse(version)))
+                    .map(|(name, version)| (canonical(name).into_owned(), Version::parse(version)))
                     .collect();
                 let initial = is_first.then_some(initial.as_slice());
-                state.handle_amendment(&request.subscribe, &request.unsubscribe, initial, now);
+                let subscribe = spelled(&request.subscribe);
+                let unsubscribe = spelled(&request.unsubscribe);
+                state.handle_amendment(&subscribe, &unsubscribe, initial, now);
             }
         }
         Ok(())
@@ -392,10 +395,11 @@ impl Stream {
     }
 
     fn send(&mut self, index: usize, now: Duration) -> Option<Response> {
-        let content = self.states[index].take_content()?;
+        let content = self.states[index].take_content(now)?;
         self.last_nonce += 1;
         self.states[index].note_sent(self.last_nonce, now);
         self.restate_endpoints(index, &content.changed_endpoints, now);
+        self.restate_hosts(index, &content.upserts, now);
 
         let type_url = TypeUrl::clone(&self.urls[index]);
         let nonce = self.render_nonce(self.last_nonce);
@@ -417,6 +421,11 @@ impl Stream {
                     version, &type_url, &nonce, identifier, removed,
                 ));
                 pieces.extend(content.upserts.iter().map(|it| it.delta_entry().clone()));
+                pieces.extend(content.absent.iter().map(wire::encode_absence));
+                pieces.extend(content.alive.iter().filter_map(|it| {
+                    let ttl = it.ttl()?;
+                    Some(wire::encode_heartbeat(it.name(), it.version(), ttl))
+                }));
             }
         }
         Some(Response {
@@ -443,6 +452,22 @@ impl Stream {
         }
     }
 
+    // R57: with a new route configuration Envoy forgets the virtual hosts that it had on demand.
+    fn restate_hosts(&mut self, index: usize, sent: &[Arc<Resource>], now: Duration) {
+        if self.states[index].rules.type_url != type_rules::ROUTE {
+            return;
+        }
+        let hosts = self
+            .states
+            .iter_mut()
+            .find(|state| state.rules.type_url == type_rules::VIRTUAL_HOST);
+        if let Some(hosts) = hosts {
+            for route in sent {
+                hosts.restate_below(route.name(), now);
+            }
+        }
+    }
+
     fn render_nonce(&self, number: u64) -> String {
         format!("{:x}-{number:x}", self.options.id)
     }
@@ -453,4 +478,12 @@ impl Stream {
         let number = u64::from_str_radix(number, 16).ok()?;
         (id == self.options.id).then_some(number)
     }
+}
+
+// R55: names that differ only in the order of their context parameters are one name.
+fn spelled(names: &[Name]) -> Vec<Name> {
+    names
+        .iter()
+        .map(|name| canonical(name).into_owned())
+        .collect()
 }

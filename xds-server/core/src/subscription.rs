@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::resource::Name;
+use crate::resource::{Name, Resource};
+use crate::xdstp;
 
 /// The wildcard name.
 pub const WILDCARD: &str = "*";
@@ -61,9 +62,17 @@ impl Subscription {
         matches!(self.wildcard, Wildcard::Legacy | Wildcard::Explicit)
     }
 
-    /// Whether a resource of this name is wanted, by name or by wildcard.
+    /// Whether a resource of this name is wanted: by name, by glob (R55) or by wildcard.
     pub fn wants(&self, name: &str) -> bool {
-        self.is_wildcard() || self.names.contains(name)
+        self.is_wildcard()
+            || self.names.contains(name)
+            || xdstp::glob_of(name).is_some_and(|glob| self.names.contains(&*glob))
+    }
+
+    /// Whether a resource is wanted, by any of its names.
+    pub fn wants_resource(&self, resource: &Resource) -> bool {
+        let aliases = resource.aliases().iter();
+        self.wants(resource.name()) || aliases.into_iter().any(|alias| self.has_named(alias))
     }
 
     /// Whether a resource of this name was asked for by name.

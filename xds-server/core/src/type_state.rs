@@ -11,8 +11,9 @@ use crate::limits;
 use crate::resource::{Name, Resource, Version};
 use crate::stream::Variant;
 use crate::subscription::{LegacyWildcard, Subscription, SubscriptionChange};
-use crate::type_rules::TypeRules;
+use crate::type_rules::{self, TypeRules};
 use crate::view::TypeSet;
+use crate::xdstp;
 
 /// State of one type on one stream.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub(crate) struct TypeState {
     todo: BTreeMap<Name, Held>,
     // Resources that are gone from `base` but that the client may still refer to (R44).
     breaks: BTreeMap<Name, Break>,
+    // When the client must hear again of a resource that would die otherwise (R54).
+    heartbeats: BTreeMap<Name, Duration>,
     // A response is due even if it carries nothing (R34), or the whole set must be restated.
     owes_answer: bool,
     // The client asked for something in `todo`: it is not made to wait for an earlier answer.
@@ -85,6 +88,10 @@ pub(crate) enum Answer {
 pub(crate) struct Content {
     pub(crate) upserts: Vec<Arc<Resource>>,
     pub(crate) removed: Vec<Name>,
+    // Asked for, and absent in the way of R57.
+    pub(crate) absent: Vec<Name>,
+    // Unchanged, and alive (R54).
+    pub(crate) alive: Vec<Arc<Resource>>,
     pub(crate) version: Option<Version>,
     // Clusters of this response that the client does not hold yet in this very version.
     pub(crate) changed_endpoints: Vec<Name>,
@@ -104,6 +111,7 @@ impl TypeState {
             base,
             todo: BTreeMap::new(),
             breaks: BTreeMap::new(),
+            heartbeats: BTreeMap::new(),
             owes_answer: false,
             has_asked: false,
             pending_since: None,
@@ -176,8 +184,11 @@ impl TypeState {
         // R22: what the wildcard still wants is told once more.
         if self.subscription.is_wildcard() {
             for name in &change.dropped {
-                self.todo.insert(Name::clone(name), Held::Unknown);
-                self.has_asked = true;
+                // What is about to be removed is told of then.
+                if !self.breaks.contains_key(name) {
+                    self.todo.insert(Name::clone(name), Held::Unknown);
+                    self.has_asked = true;
+                }
             }
         }
         self.note_pending(now);
@@ -189,10 +200,16 @@ impl TypeState {
             return;
         }
         for name in set.changed_since(&self.base) {
-            if !self.subscription.wants(&name) {
+            let (old, new) = (self.base.resource(&name).cloned(), set.resource(&name));
+            let is_wanted = self.subscription.wants(&name)
+                || [old.as_ref(), new]
+                    .into_iter()
+                    .flatten()
+                    .any(|it| self.subscription.wants_resource(it));
+            if !is_wanted {
                 continue;
             }
-            match (self.base.resource(&name).cloned(), set.resource(&name)) {
+            match (old, new) {
                 (Some(old), None) => self.take_away(name, old, now),
                 (old, Some(resource)) => {
                     let version = resource.version();
@@ -255,9 +272,19 @@ impl TypeState {
     /// Has a resource sent again if the client wants and holds it, since something that the
     /// client was sent makes it wait for this one (R48).
     pub(crate) fn restate(&mut self, name: &Name, now: Duration) {
-        if self.subscription.wants(name) && self.base.resource(name).is_some() {
+        let resource = self.base.resource(name);
+        if resource.is_some_and(|it| self.subscription.wants_resource(it)) {
             self.todo.insert(Name::clone(name), Held::Unknown);
             self.note_pending(now);
+        }
+    }
+
+    /// Has all wanted resources below a name sent again: whoever holds it forgot them (R57).
+    pub(crate) fn restate_below(&mut self, name: &str, now: Duration) {
+        let prefix = format!("{name}/");
+        let base = Arc::clone(&self.base);
+        for resource in base.with_prefix(&prefix) {
+            self.restate(resource.name(), now);
         }
     }
 
@@ -356,11 +383,11 @@ impl TypeState {
     }
 
     /// Takes the content of the next response, or `None` if there is nothing to say after all.
-    pub(crate) fn take_content(&mut self) -> Option<Content> {
+    pub(crate) fn take_content(&mut self, now: Duration) -> Option<Content> {
         self.has_asked = false;
         let is_due = std::mem::take(&mut self.owes_answer);
         let is_restated = self.variant == Variant::Sotw && self.rules.is_full_state;
-        let content = match is_restated {
+        let mut content = match is_restated {
             true if is_due || !self.todo.is_empty() => self.whole_set(),
             true => Content::default(),
             false => self.take_changes(),
@@ -368,7 +395,13 @@ impl TypeState {
         if !self.has_makes() {
             self.pending_since = None;
         }
-        let is_empty = content.upserts.is_empty() && content.removed.is_empty();
+        if self.variant == Variant::Delta {
+            self.beat(&mut content, now);
+        }
+        let is_empty = content.upserts.is_empty()
+            && content.removed.is_empty()
+            && content.absent.is_empty()
+            && content.alive.is_empty();
         let restates = content.version.is_some();
         (is_due || restates || !is_empty).then_some(content)
     }
@@ -385,6 +418,40 @@ impl TypeState {
     /// Hash of the set that responses are taken from.
     pub(crate) fn version(&self) -> Version {
         self.base.version()
+    }
+
+    /// When the next heartbeat is due, if the client holds anything that needs one.
+    pub(crate) fn next_beat(&self) -> Option<Duration> {
+        self.heartbeats.values().min().copied()
+    }
+
+    // Twice in its time to live, so that one that is lost or late does not kill the resource.
+    fn beat(&mut self, content: &mut Content, now: Duration) {
+        for name in &content.removed {
+            self.heartbeats.remove(name);
+        }
+        for resource in &content.upserts {
+            match resource.ttl() {
+                Some(ttl) => self
+                    .heartbeats
+                    .insert(Name::clone(resource.name()), now + ttl / 2),
+                None => self.heartbeats.remove(resource.name()),
+            };
+        }
+        let (base, todo) = (&self.base, &self.todo);
+        self.heartbeats.retain(|name, due| {
+            let Some(resource) = base.resource(name) else {
+                return false;
+            };
+            if let Some(ttl) = resource
+                .ttl()
+                .filter(|_| *due <= now && !todo.contains_key(name))
+            {
+                content.alive.push(Arc::clone(resource));
+                *due = now + ttl / 2;
+            }
+            resource.ttl().is_some()
+        });
     }
 
     fn take_changes(&mut self) -> Content {
@@ -409,7 +476,12 @@ impl TypeState {
                 None if held == Held::Nothing || self.variant == Variant::Sotw => {}
                 None => {
                     size_bytes += name.len();
-                    content.removed.push(name);
+                    let was_held = matches!(held, Held::Version(_));
+                    if self.rules.type_url == type_rules::VIRTUAL_HOST && !was_held {
+                        content.absent.push(name);
+                    } else {
+                        content.removed.push(name);
+                    }
                 }
             }
         }
@@ -438,9 +510,9 @@ impl TypeState {
         };
         Content {
             upserts,
-            removed: Vec::new(),
             version: Some(version),
             changed_endpoints,
+            ..Content::default()
         }
     }
 
@@ -451,9 +523,11 @@ impl TypeState {
                     .insert(Name::clone(resource.name()), Held::Unknown);
             }
         }
-        for name in &change.added {
-            self.breaks.remove(name);
-            self.todo.insert(Name::clone(name), Held::Unknown);
+        let added = change.added.iter();
+        let meant: Vec<Name> = added.flat_map(|name| self.meant_by(name)).collect();
+        for name in meant {
+            self.breaks.remove(&name);
+            self.todo.insert(name, Held::Unknown);
         }
         self.has_asked |= change.is_wildcard_added || !change.added.is_empty();
     }
@@ -464,36 +538,62 @@ impl TypeState {
             .iter()
             .map(|(name, version)| (name, *version))
             .collect();
-        let mut asked: BTreeSet<&Name> = change.added.iter().collect();
+        let added = change.added.iter();
+        let mut asked: BTreeSet<Name> = added.flat_map(|name| self.meant_by(name)).collect();
         let base = Arc::clone(&self.base);
         if change.is_wildcard_added {
-            asked.extend(base.resources().map(|resource| resource.name()));
-            asked.extend(held.keys());
+            asked.extend(
+                base.resources()
+                    .map(|resource| Name::clone(resource.name())),
+            );
+            asked.extend(held.keys().map(|name| Name::clone(name)));
+        } else {
+            // Of what it holds, a glob may mean some that are gone.
+            let meant = held.keys().filter(|name| self.subscription.wants(name));
+            asked.extend(meant.map(|name| Name::clone(name)));
         }
         for name in asked {
-            let version = base.resource(name).map(|resource| resource.version());
+            let version = base.resource(&name).map(|resource| resource.version());
             let is_equal = held
-                .get(name)
+                .get(&name)
                 .is_some_and(|held| version.is_some() && *held == version);
             if !is_equal {
-                self.todo.insert(Name::clone(name), Held::Unknown);
+                self.todo.insert(name, Held::Unknown);
                 self.has_asked = true;
             }
         }
     }
 
-    fn forget_unwanted(&mut self, change: &SubscriptionChange) {
-        if change.is_wildcard_dropped {
-            let subscription = &self.subscription;
-            self.todo.retain(|name, _| subscription.wants(name));
-            self.breaks.retain(|name, _| subscription.wants(name));
-        }
-        for name in &change.dropped {
-            if !self.subscription.wants(name) {
-                self.todo.remove(name);
-                self.breaks.remove(name);
+    // The resources that a subscribed name stands for: those in a glob's folder (R55), or the one
+    // that has the alias (R57). The name itself if there is none, as that has to be told.
+    fn meant_by(&self, name: &Name) -> Vec<Name> {
+        if let Some(folder) = xdstp::folder_of(name) {
+            let inside = self.base.with_prefix(folder).map(|it| it.name());
+            let meant = inside.filter(|it| xdstp::glob_of(it).as_deref() == Some(name));
+            let meant: Vec<Name> = meant.cloned().collect();
+            if !meant.is_empty() {
+                return meant;
             }
+        } else if self.base.resource(name).is_none()
+            && let Some(resource) = self.base.by_alias(name)
+        {
+            return vec![Name::clone(resource.name())];
         }
+        vec![Name::clone(name)]
+    }
+
+    fn forget_unwanted(&mut self, change: &SubscriptionChange) {
+        if !change.is_wildcard_dropped && change.dropped.is_empty() {
+            return;
+        }
+        let (subscription, base) = (&self.subscription, &self.base);
+        let is_wanted = |name: &Name| {
+            let resource = base.resource(name);
+            subscription.wants(name) || resource.is_some_and(|it| subscription.wants_resource(it))
+        };
+        self.todo.retain(|name, _| is_wanted(name));
+        self.breaks.retain(|name, _| is_wanted(name));
+        self.heartbeats.retain(|name, _| is_wanted(name));
     }
 
     fn note_pending(&mut self, now: Duration) {

@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use imbl::OrdMap;
-use imbl::ordmap::DiffItem;
+use rpds::RedBlackTreeMapSync;
 
 use crate::limits;
 use crate::resource::{Name, Resource, TypeUrl, Version};
@@ -78,7 +77,9 @@ impl View {
 #[derive(Debug)]
 pub struct TypeSet {
     version: Version,
-    resources: OrdMap<Name, Arc<Resource>>,
+    resources: RedBlackTreeMapSync<Name, Arc<Resource>>,
+    // From an alias to the name of the resource that has it.
+    aliases: RedBlackTreeMapSync<Name, Name>,
     // Generation in which this set came to be.
     generation: u64,
     // Sets that follow each other share this very allocation; only among them does the log mean
@@ -107,7 +108,8 @@ impl TypeSet {
     fn first(generation: u64) -> Self {
         Self {
             version: Version::OF_NOTHING,
-            resources: OrdMap::new(),
+            resources: RedBlackTreeMapSync::new_sync(),
+            aliases: RedBlackTreeMapSync::new_sync(),
             generation,
             lineage: Arc::default(),
             log: Vec::new(),
@@ -117,23 +119,30 @@ impl TypeSet {
 
     fn after(before: &Arc<Self>, generation: u64, changes: &[&Change]) -> Arc<Self> {
         let mut resources = before.resources.clone();
+        let mut aliases = before.aliases.clone();
         let mut version = before.version;
         let mut names = Vec::new();
         for change in changes {
-            let old = match &change.resource {
-                Some(new) if resources.get(&change.name) == Some(new) => continue,
-                Some(new) => {
-                    version = version.with(new.version());
-                    resources.insert(Name::clone(&change.name), Arc::clone(new))
-                }
-                None => resources.remove(&change.name),
-            };
+            let old = resources.get(&change.name).cloned();
+            if old == change.resource {
+                continue;
+            }
             if let Some(old) = &old {
                 version = version.without(old.version());
+                for alias in old.aliases() {
+                    aliases.remove_mut(alias);
+                }
             }
-            if old.is_some() || change.resource.is_some() {
-                names.push(Name::clone(&change.name));
+            if let Some(new) = &change.resource {
+                version = version.with(new.version());
+                resources.insert_mut(Name::clone(&change.name), Arc::clone(new));
+                for alias in new.aliases() {
+                    aliases.insert_mut(Name::clone(alias), Name::clone(&change.name));
+                }
+            } else {
+                resources.remove_mut(&change.name);
             }
+            names.push(Name::clone(&change.name));
         }
         if names.is_empty() {
             return Arc::clone(before);
@@ -147,6 +156,7 @@ impl TypeSet {
         Arc::new(Self {
             version,
             resources,
+            aliases,
             generation,
             lineage: Arc::clone(&before.lineage),
             log,
@@ -169,6 +179,18 @@ impl TypeSet {
         self.resources.get(name)
     }
 
+    /// Finds the resource that has an alias.
+    pub fn by_alias(&self, alias: &str) -> Option<&Arc<Resource>> {
+        self.resource(self.aliases.get(alias)?)
+    }
+
+    /// The resources whose names begin so, in order. Costs those, not the set.
+    pub fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Arc<Resource>> {
+        let from = self.resources.range(Name::from(prefix)..);
+        from.take_while(move |(name, _)| name.starts_with(prefix))
+            .map(|(_, resource)| resource)
+    }
+
     /// All resources, in the order of their names.
     pub fn resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
         self.resources.values()
@@ -176,7 +198,7 @@ impl TypeSet {
 
     /// Number of resources.
     pub fn len(&self) -> usize {
-        self.resources.len()
+        self.resources.size()
     }
 
     /// Whether there is no resource.
@@ -198,14 +220,20 @@ impl TypeSet {
             let names: BTreeSet<&Name> = entries.iter().flat_map(|change| &change.names).collect();
             return names.into_iter().cloned().collect();
         }
-        // What both share is skipped, so that even this costs less than the sets.
-        let differing = older.resources.diff(&self.resources);
-        let names = differing.map(|item| match item {
-            DiffItem::Add(name, _)
-            | DiffItem::Remove(name, _)
-            | DiffItem::Update { new: (name, _), .. } => Name::clone(name),
+        let changed = self.resources.iter().filter(|(name, resource)| {
+            older
+                .resources
+                .get(*name)
+                .is_none_or(|old| !Arc::ptr_eq(old, resource) && old != *resource)
         });
-        names.collect()
+        let gone = older
+            .resources
+            .iter()
+            .filter(|(name, _)| !self.resources.contains_key(*name));
+        changed
+            .chain(gone)
+            .map(|(name, _)| Name::clone(name))
+            .collect()
     }
 }
 
@@ -216,6 +244,7 @@ fn names_in(log: &[Arc<Logged>]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resource::Extras;
 
     // The set that has just this content, after `previous`.
     fn set(
@@ -237,7 +266,8 @@ mod tests {
             .filter(|name| !is_kept(name));
         let mut changes: Vec<Change> = gone.map(|name| change(name, None)).collect();
         changes.extend(content.iter().map(|(name, value)| {
-            let resource = Resource::new("t", Name::from(*name), value.as_bytes());
+            let resource =
+                Resource::new("t", Name::from(*name), value.as_bytes(), Extras::default());
             change(name, Some(Arc::new(resource)))
         }));
         TypeSet::after(before, generation, &changes.iter().collect::<Vec<_>>())
@@ -290,7 +320,7 @@ mod tests {
             name: Name::from("a"),
             resource,
         };
-        let resource = Arc::new(Resource::new("t", Name::from("a"), b"1"));
+        let resource = Arc::new(Resource::new("t", Name::from("a"), b"1", Extras::default()));
         let first = View::default().after(1, &[change(Some(resource))]);
         let second = first.after(2, &[change(None)]);
         let gone = second.type_set("t").expect("the type is remembered");

@@ -6,7 +6,9 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::resource::Version;
+use std::time::Duration;
+
+use crate::resource::{Extras, Name, Version};
 
 // DiscoveryResponse
 const SOTW_VERSION_INFO: u32 = 1;
@@ -25,6 +27,11 @@ const DELTA_CONTROL_PLANE: u32 = 7;
 const RESOURCE_VERSION: u32 = 1;
 const RESOURCE_RESOURCE: u32 = 2;
 const RESOURCE_NAME: u32 = 3;
+const RESOURCE_ALIASES: u32 = 4;
+const RESOURCE_TTL: u32 = 6;
+// google.protobuf.Duration
+const DURATION_SECONDS: u32 = 1;
+const DURATION_NANOS: u32 = 2;
 // google.protobuf.Any
 const ANY_TYPE_URL: u32 = 1;
 const ANY_VALUE: u32 = 2;
@@ -90,17 +97,63 @@ pub(crate) fn encode_delta_entry(
     name: &str,
     version: Version,
     value: &[u8],
+    extras: &Extras,
 ) -> Bytes {
-    let version = version.to_string();
-    let any_len = any_len(type_url, value);
-    let resource_len = field_len(version.len()) + field_len(name.len()) + field_len(any_len);
-    let mut out = BytesMut::with_capacity(field_len(resource_len));
-    put_prefix(&mut out, DELTA_RESOURCES, resource_len);
-    put_field(&mut out, RESOURCE_VERSION, version.as_bytes());
-    put_field(&mut out, RESOURCE_NAME, name.as_bytes());
-    put_prefix(&mut out, RESOURCE_RESOURCE, any_len);
+    let mut out = encode_resource_head(name, Some(version), extras);
+    put_prefix(&mut out, RESOURCE_RESOURCE, any_len(type_url, value));
     put_any(&mut out, type_url, value);
+    wrap(&out)
+}
+
+/// A heartbeat: the resource is as it was and lives on (R54).
+pub(crate) fn encode_heartbeat(name: &str, version: Version, ttl: Duration) -> Bytes {
+    let extras = Extras {
+        ttl: Some(ttl),
+        ..Extras::default()
+    };
+    wrap(&encode_resource_head(name, Some(version), &extras))
+}
+
+/// A name that was asked for and does not exist, where absence is told by a resource without a
+/// body and not by a removal (R57).
+pub(crate) fn encode_absence(name: &Name) -> Bytes {
+    let extras = Extras {
+        aliases: vec![Name::clone(name)],
+        ..Extras::default()
+    };
+    wrap(&encode_resource_head(name, None, &extras))
+}
+
+fn encode_resource_head(name: &str, version: Option<Version>, extras: &Extras) -> BytesMut {
+    let mut out = BytesMut::new();
+    if let Some(version) = version {
+        put_field(&mut out, RESOURCE_VERSION, version.to_string().as_bytes());
+    }
+    put_field(&mut out, RESOURCE_NAME, name.as_bytes());
+    for alias in &extras.aliases {
+        put_field(&mut out, RESOURCE_ALIASES, alias.as_bytes());
+    }
+    if let Some(ttl) = extras.ttl {
+        let mut duration = BytesMut::new();
+        put_number(&mut duration, DURATION_SECONDS, ttl.as_secs());
+        put_number(&mut duration, DURATION_NANOS, ttl.subsec_nanos().into());
+        put_field(&mut out, RESOURCE_TTL, &duration);
+    }
+    out
+}
+
+fn wrap(resource: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(field_len(resource.len()));
+    put_field(&mut out, DELTA_RESOURCES, resource);
     out.freeze()
+}
+
+// Wire type 0; proto3 leaves zero out.
+fn put_number(out: &mut BytesMut, field: u32, value: u64) {
+    if value > 0 {
+        put_varint(out, u64::from(field << 3));
+        put_varint(out, value);
+    }
 }
 
 fn any_len(type_url: &str, value: &[u8]) -> usize {

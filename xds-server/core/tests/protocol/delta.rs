@@ -421,3 +421,146 @@ fn r32_n21_an_extension_stays_while_a_listener_may_refer_to_it() {
     client.ack(&reply);
     assert_eq!(only(client.settle()).removed, ["e"]);
 }
+
+#[test]
+fn r54_what_has_a_time_to_live_is_heard_of_twice_in_it() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(RUNTIME, "r", "1/10"), (RUNTIME, "s", "1")]));
+    client.ask(RUNTIME, &["r", "s"]);
+    client.settle();
+    client.wait(4_999);
+    assert!(client.receive().is_empty());
+    assert_eq!(client.next_wake(), Some(std::time::Duration::from_secs(5)));
+    for _ in 0..3 {
+        client.now = client.next_wake().expect("there is a heartbeat to come");
+        let beat = only(client.settle());
+        assert_eq!(
+            (beat.resources.len(), beat.bodyless),
+            (0, vec!["r!10".to_owned()])
+        );
+    }
+
+    // A change is a sign of life, and without a time to live there is nothing to hear.
+    client.wait(4_000);
+    client.publish(plane.publish(&[(RUNTIME, "r", "2/10"), (RUNTIME, "s", "1")]));
+    assert_eq!(only(client.settle()).resources, ["r=2/10"]);
+    client.wait(4_000);
+    assert!(client.receive().is_empty());
+    client.publish(plane.publish(&[(RUNTIME, "r", "2"), (RUNTIME, "s", "1")]));
+    assert_eq!(only(client.settle()).resources, ["r=2"]);
+    assert_eq!(client.next_wake(), None);
+}
+
+#[test]
+fn r54_what_is_not_wanted_any_more_dies() {
+    let mut plane = Plane::default();
+    let mut client =
+        Client::delta(plane.publish(&[(RUNTIME, "r", "1/10"), (RUNTIME, "s", "1/10")]));
+    client.ask(RUNTIME, &["r", "s"]);
+    client.settle();
+    client.unsubscribe(RUNTIME, &["r"]);
+    client.publish(plane.publish(&[(RUNTIME, "r", "1/10")]));
+    assert_eq!(only(client.settle()).removed, ["s"]);
+    assert_eq!(client.next_wake(), None);
+}
+
+#[test]
+fn r55_a_glob_is_a_folder_now_and_later() {
+    let mut plane = Plane::default();
+    let inside = "xdstp://a/t/f/x?k=v&z=1";
+    let view = plane.publish(&[
+        (ENDPOINT, inside, "1"),
+        (ENDPOINT, "xdstp://a/t/f/g/y?k=v&z=1", "1"),
+        (ENDPOINT, "xdstp://a/t/f/x?k=other", "1"),
+        (ENDPOINT, "plain", "1"),
+    ]);
+    let mut client = Client::delta(view);
+    client.ask(ENDPOINT, &["xdstp://a/t/f/*?z=1&k=v"]);
+    assert_eq!(only(client.settle()).resources, [format!("{inside}=1")]);
+
+    client.publish(plane.publish(&[
+        (ENDPOINT, inside, "1"),
+        (ENDPOINT, "xdstp://a/t/f/w?k=v&z=1", "1"),
+    ]));
+    assert_eq!(
+        only(client.settle()).resources,
+        ["xdstp://a/t/f/w?k=v&z=1=1"]
+    );
+    client.unsubscribe(ENDPOINT, &["xdstp://a/t/f/*?k=v&z=1"]);
+    client.publish(plane.publish(&[(ENDPOINT, inside, "2")]));
+    assert!(client.receive().is_empty());
+}
+
+#[test]
+fn r55_an_empty_glob_is_told_by_its_own_name() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[]));
+    client.ask(ENDPOINT, &["xdstp://a/t/f/*"]);
+    assert_eq!(only(client.settle()).removed, ["xdstp://a/t/f/*"]);
+    client.publish(plane.publish(&[(ENDPOINT, "xdstp://a/t/f/x", "1")]));
+    assert_eq!(only(client.settle()).resources, ["xdstp://a/t/f/x=1"]);
+    client.publish(plane.publish(&[]));
+    assert_eq!(only(client.settle()).removed, ["xdstp://a/t/f/x"]);
+}
+
+#[test]
+fn r55_a_reconnecting_glob_learns_what_is_gone() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(ENDPOINT, "xdstp://a/t/f/x", "1")]));
+    let held = |name: &str| (Name::from(name), version(ENDPOINT, name, "1"));
+    client.send(&Request {
+        initial_versions: vec![held("xdstp://a/t/f/x"), held("xdstp://a/t/f/gone")],
+        ..ask(Variant::Delta, ENDPOINT, &["xdstp://a/t/f/*"])
+    });
+    let reply = only(client.settle());
+    assert_eq!(
+        (reply.resources.len(), reply.removed),
+        (0, vec!["xdstp://a/t/f/gone".to_owned()])
+    );
+}
+
+#[test]
+fn r57_n22_virtual_hosts_are_found_by_alias_and_absence_has_a_name() {
+    let mut plane = Plane::default();
+    let hosts = [
+        (ROUTE, "rc", "1"),
+        (
+            VIRTUAL_HOST,
+            "rc/shop",
+            "1,rc/shop.example,rc/www.shop.example",
+        ),
+    ];
+    let mut client = Client::delta(plane.publish(&hosts));
+    client.ask(ROUTE, &["rc"]);
+    client.ask(VIRTUAL_HOST, &["rc/shop.example"]);
+    let replies = client.settle();
+    assert_eq!(replies[1].resources, [format!("rc/shop={}", hosts[1].2)]);
+
+    client.ask(VIRTUAL_HOST, &["rc/unknown.example"]);
+    let reply = only(client.settle());
+    assert_eq!(
+        (reply.bodyless, reply.removed.len()),
+        (vec!["rc/unknown.example".to_owned()], 0)
+    );
+
+    // A change of the virtual host comes under the alias that was asked for.
+    let mut changed = hosts;
+    changed[1].2 = "2,rc/shop.example";
+    client.publish(plane.publish(&changed));
+    assert_eq!(
+        only(client.settle()).resources,
+        ["rc/shop=2,rc/shop.example"]
+    );
+
+    // A route configuration that is sent again clears the hosts that Envoy had.
+    changed[0].2 = "2";
+    client.publish(plane.publish(&changed));
+    let replies = client.settle();
+    assert_eq!(replies[0].resources, ["rc=2"]);
+    assert_eq!(replies[1].resources, ["rc/shop=2,rc/shop.example"]);
+
+    client.unsubscribe(VIRTUAL_HOST, &["rc/shop.example", "rc/unknown.example"]);
+    changed[1].2 = "3,rc/shop.example";
+    client.publish(plane.publish(&changed));
+    assert!(client.receive().is_empty());
+}

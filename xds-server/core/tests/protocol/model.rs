@@ -378,7 +378,7 @@ fn run(variant: Variant, steps: &[Step]) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 2000,
+        cases: std::env::var("PROPTEST_CASES").map_or(2000, |it| it.parse().unwrap_or(2000)),
         // A case that fails goes into the tables, not into a file of seeds.
         failure_persistence: None,
         ..ProptestConfig::default()

@@ -6,11 +6,11 @@ use std::time::Duration;
 use isthmus_proto::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
 use isthmus_xds_core::stream::{Event, Peer, StreamOptions};
 use isthmus_xds_core::view::Change;
-use isthmus_xds_core::{Name, Request, Resource, Stream, TypeUrl, Variant, View};
+use isthmus_xds_core::{Extras, Name, Request, Resource, Stream, TypeUrl, Variant, View};
 use prost::Message;
 
 pub(crate) use isthmus_xds_core::type_rules::{
-    CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE, SECRET,
+    CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE, RUNTIME, SECRET, VIRTUAL_HOST,
 };
 
 /// What a view has: `(type, name, content)`. A cluster's endpoints have the cluster's name.
@@ -55,15 +55,22 @@ impl Plane {
 
 /// The content carries the name, since a state-of-the-world response does not.
 fn resource(type_url: &str, name: &str, value: &str) -> Resource {
-    let resource = Resource::new(
-        type_url,
-        Name::from(name),
-        format!("{name}={value}").as_bytes(),
-    );
-    if type_url == CLUSTER {
-        return resource.with_endpoints(Name::from(name));
-    }
-    resource
+    let extras = Extras {
+        endpoints: (type_url == CLUSTER).then(|| Name::from(name)),
+        // A virtual host is written `content,alias,alias`.
+        aliases: if type_url == VIRTUAL_HOST {
+            value.split(',').skip(1).map(Name::from).collect()
+        } else {
+            Vec::new()
+        },
+        // A runtime layer is written `content`, or `content/seconds`.
+        ttl: value
+            .split_once('/')
+            .filter(|_| type_url == RUNTIME)
+            .map(|(_, seconds)| Duration::from_secs(seconds.parse().expect("tests write seconds"))),
+    };
+    let content = format!("{name}={value}");
+    Resource::new(type_url, Name::from(name), content.as_bytes(), extras)
 }
 
 /// Version that a resource of this content has.
@@ -80,6 +87,8 @@ pub(crate) struct Reply {
     /// `name=content`, in order.
     pub(crate) resources: Vec<String>,
     pub(crate) removed: Vec<String>,
+    /// Resources without a body, as `name`, or `name!ttl` if they have a time to live.
+    pub(crate) bodyless: Vec<String>,
     pub(crate) size_bytes: usize,
 }
 
@@ -275,17 +284,33 @@ fn decode(variant: Variant, response: &isthmus_xds_core::Response) -> Reply {
                 nonce: message.nonce,
                 version: message.version_info,
                 removed: Vec::new(),
+                bodyless: Vec::new(),
                 size_bytes,
             }
         }
         Variant::Delta => {
             let message = DeltaDiscoveryResponse::decode(&*bytes).expect("it is a delta response");
             assert_eq!(message.control_plane.expect("R5").identifier, "test");
-            let resources = message.resources.iter().map(|resource| {
+            let (whole, bodyless): (Vec<_>, Vec<_>) = message
+                .resources
+                .iter()
+                .partition(|resource| resource.resource.is_some());
+            let bodyless = bodyless.into_iter().map(|resource| {
+                if let Some(ttl) = &resource.ttl {
+                    return format!("{}!{}", resource.name, ttl.seconds);
+                }
+                assert_eq!(
+                    resource.aliases,
+                    std::slice::from_ref(&resource.name),
+                    "R57"
+                );
+                resource.name.clone()
+            });
+            let resources = whole.into_iter().map(|resource| {
                 let any = resource.resource.as_ref().expect("it has a body");
                 assert_eq!(any.type_url, message.type_url, "R30");
                 let value = text(&any.value);
-                let (name, content) = value.split_once('=').expect("tests write name=content");
+                let (name, content) = value.rsplit_once('=').expect("tests write name=content");
                 assert_eq!(name, resource.name, "R31");
                 assert_eq!(
                     resource.version,
@@ -297,6 +322,7 @@ fn decode(variant: Variant, response: &isthmus_xds_core::Response) -> Reply {
             let resources: Vec<String> = resources.collect();
             let reply = Reply {
                 resources,
+                bodyless: bodyless.collect(),
                 type_url: message.type_url.clone(),
                 nonce: message.nonce,
                 version: message.system_version_info,
@@ -311,7 +337,10 @@ fn decode(variant: Variant, response: &isthmus_xds_core::Response) -> Reply {
 
 // R30: Envoy refuses a response that names something twice.
 fn assert_unique(reply: &Reply) {
-    let upserts = reply.resources.iter().filter_map(|it| it.split('=').next());
+    let upserts = reply
+        .resources
+        .iter()
+        .filter_map(|it| it.rsplit_once('=').map(|(name, _)| name));
     let mut all: Vec<&str> = upserts
         .chain(reply.removed.iter().map(String::as_str))
         .collect();
