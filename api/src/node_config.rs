@@ -162,7 +162,9 @@ pub enum NodeConfigError {
     },
 
     /// The document is too large to be one.
-    #[error("the document takes {size_bytes} bytes or more, over the limit of {MAX_DOCUMENT_BYTES}")]
+    #[error(
+        "the document takes {size_bytes} bytes or more, over the limit of {MAX_DOCUMENT_BYTES}"
+    )]
     TooLarge {
         /// Its size.
         size_bytes: usize,
