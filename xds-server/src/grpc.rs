@@ -169,6 +169,7 @@ impl DiscoveryService {
             only_type: only_type.map(TypeUrl::from),
             identifier: self.identifier,
             peer: peer_of(&request),
+            id: self.plane.next_stream_id(),
             plane: self.plane,
             shutdown: self.shutdown,
         };
@@ -213,6 +214,7 @@ struct Opening {
     only_type: Option<TypeUrl>,
     identifier: Arc<str>,
     peer: String,
+    id: u64,
     plane: Arc<Plane>,
     shutdown: watch::Receiver<bool>,
 }

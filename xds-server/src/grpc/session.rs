@@ -6,6 +6,7 @@ use std::time::Duration;
 use isthmus_xds_core::stream::{Event, RequestError, StreamOptions};
 use isthmus_xds_core::{Request, Response, Stream};
 use prost::Message;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tracing::{debug, info, warn};
@@ -20,6 +21,9 @@ use crate::plane::{Plane, Subscriber};
 /// How long a client may hold a stream open without saying who it is.
 const FIRST_REQUEST_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Over how long the streams of a stopping server end. Below the time that the server gives them.
+const DRAIN_SPREAD: Duration = Duration::from_secs(4);
+
 /// Makes the response body that runs a session; it ends with the stream, in either direction, or
 /// with the server.
 pub(super) fn body<M>(opening: Opening, requests: Requests<M>) -> SessionBody
@@ -32,9 +36,10 @@ where
     let driver = async move {
         let plane = Arc::clone(&opening.plane);
         let mut shutdown = opening.shutdown.clone();
+        let opened_as = opening.id;
         let ended = tokio::select! {
             ended = run(opening, requests, &outbound) => ended,
-            _ = shutdown.wait_for(|is_down| *is_down) => Err(Ended::Shutdown),
+            () = drained(&mut shutdown, opened_as) => Err(Ended::Shutdown),
         };
         match ended {
             Ok(()) => Status::ok(""),
@@ -121,7 +126,7 @@ impl Drop for Session {
 
 impl Session {
     fn open(opening: Opening, node: ClientNode, subscriber: &mut Subscriber) -> Self {
-        let id = opening.plane.next_stream_id();
+        let id = opening.id;
         let variant = opening.variant;
         let options = StreamOptions {
             variant,
@@ -197,6 +202,20 @@ impl Session {
     }
 }
 
+// When the server stops, streams end one after the other, so that their clients do not all knock
+// at the next instance in the same moment. Until then they are served.
+async fn drained(shutdown: &mut watch::Receiver<bool>, id: u64) {
+    // Fails only if the sender is gone, and then it is time to stop as well.
+    let _ = shutdown.wait_for(|is_down| *is_down).await;
+    tokio::time::sleep(DRAIN_SPREAD.mul_f64(fraction_of(id))).await;
+}
+
+// Multiples of the golden ratio: however many streams there are, they are spread evenly.
+fn fraction_of(id: u64) -> f64 {
+    let high = u32::try_from(id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32).unwrap_or(u32::MAX);
+    f64::from(high) / f64::from(u32::MAX)
+}
+
 async fn sleep_until(at: Option<Instant>) {
     if let Some(at) = at {
         tokio::time::sleep_until(at).await;
@@ -252,5 +271,20 @@ impl Ended {
             },
             Self::Shutdown => Status::unavailable("the server is shutting down; reconnect"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_of_a_stopping_server_end_evenly_spread() {
+        let mut ends: Vec<f64> = (1..=1000).map(fraction_of).collect();
+        ends.sort_by(f64::total_cmp);
+        let gaps = ends.windows(2).map(|pair| pair[1] - pair[0]);
+        let widest = gaps.fold(0.0, f64::max);
+        assert!(widest < 0.005, "{widest}: no gap is five times the average");
+        assert!(ends[0] >= 0.0 && ends[999] <= 1.0);
     }
 }
