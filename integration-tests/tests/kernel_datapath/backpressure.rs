@@ -28,7 +28,7 @@ fn connected() -> (Fixture, Pod, TcpStream, TcpStream) {
 
 /// Byte number `at` of the stream: a pattern without a short period.
 fn pattern(at: usize) -> u8 {
-    (at.wrapping_mul(2_654_435_761) >> 13) as u8
+    at.wrapping_mul(2_654_435_761).to_le_bytes()[1]
 }
 
 fn is_writable(stream: &TcpStream) -> bool {

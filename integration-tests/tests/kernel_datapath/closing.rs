@@ -65,7 +65,7 @@ fn a_reset_comes_after_the_data() {
             libc::SOL_SOCKET,
             libc::SO_LINGER,
             (&raw const linger).cast(),
-            size_of::<libc::linger>() as libc::socklen_t,
+            8,
         )
     };
     assert_eq!(answer, 0);

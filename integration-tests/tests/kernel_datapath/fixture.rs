@@ -137,7 +137,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
+        text = format!("{text}: {cause}");
         source = cause.source();
     }
     text
@@ -317,7 +317,7 @@ pub(crate) const SO_ORIGINAL_DST: libc::c_int = 80;
 pub(crate) fn original_dst(socket: &impl AsRawFd) -> io::Result<SocketAddrV4> {
     let bytes = sockopt(socket, libc::SOL_IP, SO_ORIGINAL_DST, 128)?;
     assert_eq!(bytes.len(), 16, "a sockaddr_in");
-    assert_eq!(bytes[..2], 2_u16.to_ne_bytes(), "AF_INET");
+    assert_eq!(bytes[..2], AF_INET.to_ne_bytes(), "AF_INET");
     let addr = Ipv4Addr::new(bytes[4], bytes[5], bytes[6], bytes[7]);
     Ok(SocketAddrV4::new(
         addr,
@@ -370,10 +370,36 @@ pub(crate) fn tcp_socket(flags: libc::c_int) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+const AF_INET: libc::sa_family_t = 2;
+/// Length of what [`sockaddr`] returns.
+pub(crate) const SOCKADDR_BYTES: libc::socklen_t = 16;
+
+/// Connects from a chosen address.
+pub(crate) fn connect_from(source: SocketAddrV4, to: SocketAddrV4) -> TcpStream {
+    let socket = tcp_socket(0);
+    let (source, to) = (sockaddr(source), sockaddr(to));
+    // SAFETY: two addresses and their length.
+    unsafe {
+        check(libc::bind(
+            socket.as_raw_fd(),
+            (&raw const source).cast(),
+            SOCKADDR_BYTES,
+        ))
+        .expect("the source is free");
+        check(libc::connect(
+            socket.as_raw_fd(),
+            (&raw const to).cast(),
+            SOCKADDR_BYTES,
+        ))
+        .expect("somebody listens");
+    }
+    socket.into()
+}
+
 /// The address as the kernel takes it.
 pub(crate) fn sockaddr(addr: SocketAddrV4) -> libc::sockaddr_in {
     libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_family: AF_INET,
         sin_port: addr.port().to_be(),
         sin_addr: libc::in_addr {
             s_addr: u32::from_ne_bytes(addr.ip().octets()),

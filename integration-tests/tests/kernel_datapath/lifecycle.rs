@@ -11,7 +11,7 @@ use std::{
 use isthmus_accel_abi::{Hop, map};
 use isthmus_accel_datapath::{
     Datapath as _, DatapathError, NeededBy, ProgramRow,
-    linux::{LinuxDatapath, detach},
+    linux::{DetachReport, LinuxDatapath, detach},
     probe,
 };
 
@@ -133,7 +133,10 @@ fn nothing_is_left_after_a_detach() {
         });
     }
     assert!(!pin_dir.exists());
-    assert_eq!(detach(&pin_dir).expect("twice is fine"), Default::default());
+    assert_eq!(
+        detach(&pin_dir).expect("twice is fine"),
+        DetachReport::default()
+    );
     let error = LinuxDatapath::open_pinned(&pin_dir).expect_err("it is gone");
     assert!(matches!(error, DatapathError::NotLoaded { .. }), "{error}");
 }

@@ -7,14 +7,16 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
-    os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _},
+    os::fd::AsRawFd as _,
     thread,
     time::{Duration, Instant},
 };
 
 use isthmus_accel_abi::Hop;
 
-use crate::fixture::{APP, Fixture, PROXY, Pod, VIP, set_sockopt, sockaddr, sockopt, tcp_socket};
+use crate::fixture::{
+    APP, Fixture, PROXY, Pod, SOCKADDR_BYTES, VIP, set_sockopt, sockaddr, sockopt, tcp_socket,
+};
 
 const CONNECTIONS: u32 = 1_000;
 const WRITES: [&[u8]; 3] = [b"1111", b"2222", b"3333"];
@@ -80,7 +82,7 @@ fn check_order(kind: Listener, reader: Reader) -> u64 {
     match kind {
         Listener::Plain => {}
         Listener::DeferAccept => {
-            set_sockopt(&listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5)
+            set_sockopt(&listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5);
         }
         Listener::FastOpen => set_sockopt(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 256),
     }
@@ -157,12 +159,11 @@ fn fast_open() -> io::Result<TcpStream> {
             WRITES[0].len(),
             libc::MSG_FASTOPEN,
             (&raw const to).cast(),
-            size_of::<libc::sockaddr_in>() as libc::socklen_t,
+            SOCKADDR_BYTES,
         )
     };
-    if sent != WRITES[0].len() as isize {
+    if usize::try_from(sent) != Ok(WRITES[0].len()) {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is ours and given away.
-    Ok(unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) })
+    Ok(socket.into())
 }

@@ -3,7 +3,6 @@
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
-    os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _},
     thread,
 };
 
@@ -11,7 +10,7 @@ use isthmus_accel_abi::{CidrKey, Hop, PodConfig, PortKey, RuleList};
 use isthmus_accel_core::MapOp;
 
 use crate::fixture::{
-    APP, Fixture, PROXY, Pod, SO_ORIGINAL_DST, VIP, original_dst, sockaddr, sockopt, tcp_socket,
+    APP, Fixture, PROXY, Pod, SO_ORIGINAL_DST, VIP, connect_from, original_dst, sockopt,
 };
 
 const OUTBOUND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15_001);
@@ -168,7 +167,9 @@ fn pods_with_the_same_tuple_do_not_meet() {
     for pod in &pods {
         fixture.add_pod(pod);
         let listener = pod.listen(PROXY, OUTBOUND);
-        let app = pod.run_as(APP, connect_from_port_40000);
+        let app = pod.run_as(APP, || {
+            connect_from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 40_000), VIP)
+        });
         let (proxy, from) = listener.accept().expect("a connection");
         assert_eq!(from.to_string(), "127.0.0.1:40000");
         ends.push((app, proxy));
@@ -191,24 +192,5 @@ fn pods_with_the_same_tuple_do_not_meet() {
     }
     for pod in &pods {
         assert_eq!(fixture.hop(pod, Hop::APP_TO_PROXY).bytes_redirected, 64_000);
-    }
-}
-
-fn connect_from_port_40000() -> TcpStream {
-    let socket = tcp_socket(0);
-    let source = sockaddr(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 40_000));
-    let to = sockaddr(VIP);
-    // SAFETY: two addresses of the length that is passed; the descriptor is given away.
-    unsafe {
-        let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-        assert_eq!(
-            libc::bind(socket.as_raw_fd(), (&raw const source).cast(), len),
-            0
-        );
-        assert_eq!(
-            libc::connect(socket.as_raw_fd(), (&raw const to).cast(), len),
-            0
-        );
-        TcpStream::from_raw_fd(socket.into_raw_fd())
     }
 }

@@ -2,14 +2,13 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
-    os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _},
     thread,
     time::Duration,
 };
 
 use isthmus_accel_abi::{Hop, HopStats, PassReason};
 
-use crate::fixture::{APP, Fixture, PROXY, Pod, VIP, echo, ping_pong, sockaddr, tcp_socket};
+use crate::fixture::{APP, Fixture, PROXY, Pod, VIP, connect_from, echo, ping_pong};
 
 const ROUNDS: u32 = 20;
 const SIZE: usize = 200;
@@ -67,8 +66,10 @@ fn an_application_answers_its_proxy_past_tcp() {
     let mut fixture = Fixture::load();
     fixture.add_pod(&pod);
     let to = SocketAddrV4::new(pod.addr, 8080);
+    // Istio's Envoy dials its application from here.
+    let envoy = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 6), 0);
     let application = pod.listen(APP, to);
-    let spent = exchange(&pod, PROXY, application, move || connect_from_127_0_0_6(to));
+    let spent = exchange(&pod, PROXY, application, move || connect_from(envoy, to));
 
     let request = fixture.hop(&pod, Hop::PROXY_TO_APP);
     let response = fixture.hop(&pod, Hop::APP_TO_PROXY_RETURN);
@@ -116,33 +117,18 @@ fn exchange(
     spent / CLIENTS
 }
 
-/// Dials as Istio's Envoy dials its application.
-fn connect_from_127_0_0_6(to: SocketAddrV4) -> TcpStream {
-    let socket = tcp_socket(0);
-    let source = sockaddr(SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 6), 0));
-    let to = sockaddr(to);
-    // SAFETY: two addresses of the length that is passed.
-    unsafe {
-        let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-        assert_eq!(
-            libc::bind(socket.as_raw_fd(), (&raw const source).cast(), len),
-            0
-        );
-        assert_eq!(
-            libc::connect(socket.as_raw_fd(), (&raw const to).cast(), len),
-            0
-        );
-        TcpStream::from_raw_fd(socket.into_raw_fd())
-    }
-}
-
 fn describe(stats: &HopStats) -> String {
     let passes = PassReason::ALL
         .into_iter()
         .filter(|reason| stats.passes[reason.index()] > 0)
         .map(|reason| format!(", {} {}", reason.name(), stats.passes[reason.index()]));
-    let share = stats.bytes_redirected as f64 * 100.0 / stats.bytes_total as f64;
-    format!("{share:.2} % redirected{}", passes.collect::<String>())
+    let per_mille = stats.bytes_redirected * 1_000 / stats.bytes_total.max(1);
+    format!(
+        "{}.{} % redirected{}",
+        per_mille / 10,
+        per_mille % 10,
+        passes.collect::<String>()
+    )
 }
 
 fn assert_skips_tcp(stats: &HopStats) {
