@@ -215,8 +215,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // libtest shows what a test printed only if it failed.
-        if !IS_SUCCESS.load(Ordering::Relaxed) {
+        // libtest shows what a test printed only if it failed. One that was ended on purpose has said all it had to.
+        if self.exit.is_none() && !IS_SUCCESS.load(Ordering::Relaxed) {
             eprintln!(
                 "--- end of the log of {} ---\n{}\n---",
                 self.name,
