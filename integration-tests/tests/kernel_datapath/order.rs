@@ -2,7 +2,7 @@
 //!
 //! Linux drains redirected messages before those of TCP, so that a redirect after unread TCP bytes
 //! swaps them. It takes two writes before the first read, which `TCP_DEFER_ACCEPT` and Fast Open make
-//! usual. In a sockmap without a latch, 2,269 to 3,000 of 3,000 such connections are wrong.
+//! usual. With the checks of the latch taken out, 977 of the 1,000 deferred connections here were wrong.
 
 use std::{
     io::{self, Read as _, Write as _},
