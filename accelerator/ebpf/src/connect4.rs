@@ -94,8 +94,15 @@ fn follow(
 ) -> bool {
     // SAFETY: helpers without further arguments.
     let (cookie, started_ns) = unsafe { (bpf_get_socket_cookie(ctx.as_ptr()), bpf_ktime_get_ns()) };
-    let original = OriginalDst { addr: dial.destination, port: dial.port, reserved: [0; 6] };
-    let handshake = Handshake { original, started_ns };
+    let original = OriginalDst {
+        addr: dial.destination,
+        port: dial.port,
+        reserved: [0; 6],
+    };
+    let handshake = Handshake {
+        original,
+        started_ns,
+    };
     let mut refused = HANDSHAKES.update(&cookie, &handshake, BPF_NOEXIST);
     if refused == -EEXIST {
         refused = HANDSHAKES.update(&cookie, &handshake, BPF_EXIST);
@@ -135,8 +142,14 @@ fn rewrite(addr: *mut bpf_sock_addr, redirect: &Redirect) {
     // SAFETY: writes of context fields of their own width; volatile, so that the compiler does not
     // merge them into one that the verifier refuses.
     unsafe {
-        write_volatile(addr_of_mut!((*addr).user_ip4), u32::from_ne_bytes([a, b, c, d]));
-        write_volatile(addr_of_mut!((*addr).user_port), u16::from_ne_bytes(redirect.port).into());
+        write_volatile(
+            addr_of_mut!((*addr).user_ip4),
+            u32::from_ne_bytes([a, b, c, d]),
+        );
+        write_volatile(
+            addr_of_mut!((*addr).user_port),
+            u16::from_ne_bytes(redirect.port).into(),
+        );
     }
 }
 

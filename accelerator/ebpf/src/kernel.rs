@@ -105,7 +105,11 @@ impl KernelSock {
         let mut value = MaybeUninit::<T>::uninit();
         // SAFETY: the helper writes `size_of::<T>()` bytes or fails; it survives any address.
         let failed = unsafe {
-            bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, at as *const c_void)
+            bpf_probe_read_kernel(
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+                at as *const c_void,
+            )
         };
         // SAFETY: on success the helper has written the value, and every `T` here is an integer.
         (failed == 0).then(|| unsafe { value.assume_init() })

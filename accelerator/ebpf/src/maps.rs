@@ -13,9 +13,9 @@ use aya_ebpf::{
     },
 };
 use isthmus_accel_abi::{
-    CidrKey, Counter, End, Handshake, HopKey, HopStats, MAX_CIDR_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS,
-    MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS, PodConfig, PortKey, Settings, SettingsMode,
-    SockKey, SocketState, TupleEntry,
+    CidrKey, Counter, End, Handshake, HopKey, HopStats, MAX_CIDR_RULES, MAX_HANDSHAKES,
+    MAX_HOP_ROWS, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS, PodConfig, PortKey,
+    Settings, SettingsMode, SockKey, SocketState, TupleEntry,
 };
 
 const PREALLOC: usize = 0;
@@ -169,7 +169,9 @@ impl Map<i32, SocketState, SK_STORAGE, 0, NO_PREALLOC> {
 /// Tells whether sockets may enter the sockmap and messages may skip TCP.
 #[inline(always)]
 pub fn is_sockmap_on() -> bool {
-    SETTINGS.get(&0).is_some_and(|settings| settings.mode == SettingsMode::SOCKMAP)
+    SETTINGS
+        .get(&0)
+        .is_some_and(|settings| settings.mode == SettingsMode::SOCKMAP)
 }
 
 /// Flag of [`Map::update`]: create or replace.

@@ -34,7 +34,12 @@ fn parked(skb: *mut __sk_buff) -> Option<u32> {
     };
     // SAFETY: our context, and a buffer of the length that is passed.
     let failed = unsafe {
-        bpf_skb_load_bytes(skb.cast(), 0, from_mut(&mut key).cast(), size_of::<SockKey>() as u32)
+        bpf_skb_load_bytes(
+            skb.cast(),
+            0,
+            from_mut(&mut key).cast(),
+            size_of::<SockKey>() as u32,
+        )
     };
     if failed != 0 {
         return None;

@@ -65,5 +65,9 @@ fn redirect(msg: *mut sk_msg_md, state: &mut SocketState) -> Result<(), PassReas
             BPF_F_INGRESS.into(),
         )
     };
-    if verdict == i64::from(SK_PASS) { Ok(()) } else { Err(PassReason::RedirectFailed) }
+    if verdict == i64::from(SK_PASS) {
+        Ok(())
+    } else {
+        Err(PassReason::RedirectFailed)
+    }
 }

@@ -13,7 +13,8 @@ use aya_ebpf::{
         bpf_sock_ops,
     },
     helpers::generated::{
-        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_hash_update, bpf_sock_ops_cb_flags_set,
+        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_hash_update,
+        bpf_sock_ops_cb_flags_set,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -126,7 +127,13 @@ fn on_passive_established(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
     }
     // SAFETY: not null, so it is this socket's state, and we run under its lock.
     let slot = unsafe { &mut *slot };
-    *slot = SocketState::new(entry.original, peer, netns_cookie, entry.accepted_hop, flags);
+    *slot = SocketState::new(
+        entry.original,
+        peer,
+        netns_cookie,
+        entry.accepted_hop,
+        flags,
+    );
 
     ask_for_state_changes(ops);
     // SAFETY: a read of a context field of its own width.
@@ -157,7 +164,10 @@ fn on_state(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
     }
     if state.flags.has(SocketFlags::HAS_CONNECTED) {
         let peer = state.peer;
-        if ORIG_DST_BY_TUPLE.get(&peer).is_some_and(|entry| entry.client_cookie == cookie) {
+        if ORIG_DST_BY_TUPLE
+            .get(&peer)
+            .is_some_and(|entry| entry.client_cookie == cookie)
+        {
             ORIG_DST_BY_TUPLE.delete(&peer);
         }
         HANDSHAKES.delete(&cookie);
@@ -197,7 +207,11 @@ fn enter(ops: *mut bpf_sock_ops, sk: *mut bpf_sock, state: &mut SocketState) {
         sk: own_sk,
         // SAFETY: a helper that takes nothing but the context.
         cookie: unsafe { bpf_get_socket_cookie(ops.cast()) },
-        flags: if is_read_by_proxy { EndFlags::READER_IS_PROXY } else { EndFlags::NONE },
+        flags: if is_read_by_proxy {
+            EndFlags::READER_IS_PROXY
+        } else {
+            EndFlags::NONE
+        },
         hop: state.hop,
     };
     if ENDS.update(&own, &end, ANY) != 0 {
@@ -261,8 +275,14 @@ fn own_key(ops: *mut bpf_sock_ops, netns_cookie: u64) -> Option<SockKey> {
     // By words: byte arrays become one stack slot a byte.
     // SAFETY: both addresses are 16 bytes at multiples of 8 in the key.
     unsafe {
-        key.local_addr.as_mut_ptr().cast::<[u32; 4]>().write(local_words);
-        key.peer_addr.as_mut_ptr().cast::<[u32; 4]>().write(peer_words);
+        key.local_addr
+            .as_mut_ptr()
+            .cast::<[u32; 4]>()
+            .write(local_words);
+        key.peer_addr
+            .as_mut_ptr()
+            .cast::<[u32; 4]>()
+            .write(peer_words);
     }
     Some(key)
 }
