@@ -21,12 +21,15 @@ mod encode;
 mod envelope;
 mod error;
 pub mod limits;
+mod links;
 mod loader;
+mod locate;
 mod name;
 mod path;
 mod read;
 mod suggest;
 mod unique;
+mod warning;
 pub mod watch;
 mod yaml;
 
@@ -40,12 +43,15 @@ use self::loader::Loader;
 use self::read::Fingerprint;
 
 pub use self::error::{ConfigError, Io, Origin, Place, Problem, ResourceLabel, Suggestion};
+pub use self::warning::{Concern, ConfigWarning};
 
 /// Everything that a directory says, checked and encoded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadedConfig {
     /// By file name, then by position in the file.
     pub documents: Vec<LoadedDocument>,
+    /// What is probably wrong, up to [`limits::MAX_WARNINGS`].
+    pub warnings: Vec<ConfigWarning>,
 }
 
 /// One `EnvoyResources` document.

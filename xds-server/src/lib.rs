@@ -21,3 +21,4 @@ pub mod plane;
 pub mod redact;
 pub mod reload;
 pub mod server;
+pub mod validate;

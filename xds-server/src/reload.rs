@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::config_dir::watch::{Reading, Timing, WatchError, watch};
 use crate::config_dir::{ConfigError, LoadedConfig};
@@ -43,6 +43,9 @@ pub fn spawn(dir: &Path, plane: Arc<Plane>) -> Result<JoinHandle<()>, WatchError
 
 // Encoding thousands of resources takes milliseconds: not on a thread that serves streams.
 async fn publish(plane: &Arc<Plane>, config: &Arc<LoadedConfig>) {
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
     let (plane, config) = (Arc::clone(plane), Arc::clone(config));
     let published = tokio::task::spawn_blocking(move || {
         let resources: usize = config.documents.iter().map(|it| it.resources.len()).sum();

@@ -26,7 +26,7 @@ dns_lookup_family: V4_ONLY
 ignore_health_on_host_removal: true
 close_connections_on_host_health_failure: false
 transport_socket_matches: []
-outlier_detection: {consecutive_5xx: 0, interval: -0s}
+outlier_detection: {consecutive_5xx: 0, max_ejection_time_jitter: -0s}
 load_assignment:
   clusterName: backend
   policy: {overprovisioning_factor: 140}

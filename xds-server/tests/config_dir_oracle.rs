@@ -5,6 +5,7 @@
 //! serde visitor that builds a `DynamicMessage`.
 
 use isthmus_proto::descriptor_pool;
+use isthmus_proto::pb::envoy::config::cluster::v3::Cluster;
 use isthmus_xds::config_dir::read_text;
 use prost::Message;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor};
@@ -61,28 +62,18 @@ fn check(message: &MessageDescriptor, seed: u64) {
         "kind": "EnvoyResources",
         "metadata": {"name": "a"},
         "spec": {"resources": [{
-            "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+            "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             "name": "a",
-            "typed_config": payload,
+            // The one place where Envoy's rules are not asked, which random messages do not satisfy.
+            "metadata": {"typed_filter_metadata": {"a": payload}},
         }]},
     });
     let text = document.to_string();
     let documents =
         read_text("a.json", &text).unwrap_or_else(|errors| panic!("{name}: {}: {text}", errors[0]));
-    let wrapper = descriptor_pool()
-        .get_message_by_name("envoy.config.core.v3.TypedExtensionConfig")
-        .expect("in the pool");
-    let extension = DynamicMessage::decode(wrapper, documents[0].resources[0].value.clone())
-        .expect("well-formed bytes");
-    let any = extension
-        .get_field_by_name("typed_config")
-        .expect("a field");
-    let bytes = any
-        .as_message()
-        .expect("an Any")
-        .get_field_by_name("value")
-        .expect("a field");
-    let bytes = bytes.as_bytes().expect("bytes").clone();
+    let cluster = Cluster::decode(documents[0].resources[0].value.clone()).expect("well-formed");
+    let metadata = cluster.metadata.expect("metadata");
+    let bytes = &*metadata.typed_filter_metadata["a"].value;
     let found = DynamicMessage::decode(message.clone(), bytes).expect("well-formed bytes");
     let wanted = DynamicMessage::deserialize(message.clone(), Value::Object(fields))
         .unwrap_or_else(|error| panic!("{name}: prost-reflect: {error}: {text}"));

@@ -9,6 +9,8 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use crate::validate::requirement::Requirement;
+
 use super::limits::{
     MAX_ALIASED_VALUES, MAX_DEPTH, MAX_FILE_BYTES, MAX_FILES, MAX_QUOTED_BYTES, MAX_TOTAL_BYTES,
 };
@@ -220,6 +222,17 @@ pub enum Problem {
         reason: String,
     },
 
+    /// Two listeners of one client want one address.
+    #[error(
+        "the address {address} is also that of {other}, and one client gets both listeners; change one of the two"
+    )]
+    SharedAddress {
+        /// The address.
+        address: String,
+        /// The listener that comes first.
+        other: Origin,
+    },
+
     /// Text that is not YAML.
     #[error("syntax error: {reason}")]
     Syntax {
@@ -270,6 +283,10 @@ pub enum Problem {
         /// Plural.
         what: &'static str,
     },
+
+    /// Envoy's descriptors ask something of a field that it does not satisfy: Envoy would refuse it.
+    #[error("{0}")]
+    Violation(Box<Requirement>),
 
     /// A value of another type.
     #[error("expected {expected}, found {found}{hint}")]

@@ -19,5 +19,8 @@ pub const MAX_ALIASED_VALUES: usize = 1_000_000;
 /// Errors reported of one load; a broken generator makes one per resource, and nobody reads more.
 pub const MAX_ERRORS: usize = 100;
 
+/// Warnings reported of one load, for the same reason.
+pub const MAX_WARNINGS: usize = 100;
+
 /// Bytes of a name, key or enum value that an error repeats.
 pub const MAX_QUOTED_BYTES: usize = 80;

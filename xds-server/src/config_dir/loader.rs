@@ -4,22 +4,32 @@ use std::sync::Arc;
 
 use isthmus_api::API_VERSION;
 use isthmus_api::envoy_resources::{EnvoyResources, KIND};
-use prost_reflect::DescriptorPool;
+use prost_reflect::{DescriptorPool, FieldDescriptor};
 use serde::Deserialize;
+
+use crate::validate::path::Step;
+use crate::validate::references::{Binding, Reference, bindings, references};
+use crate::validate::rules::{self, Violation};
 
 use super::encode::{Finding, encode_resource, message_of};
 use super::error::{ConfigError, Origin, Place, Problem, ResourceLabel};
 use super::limits::MAX_ERRORS;
+use super::links::{Link, Links, check_links};
+use super::locate::locate;
 use super::name::{name_field, name_of};
 use super::unique::check_names;
 use super::yaml::{self, Content, Document, Node, SyntaxError, SyntaxReason};
 use super::{LoadedConfig, LoadedDocument, LoadedResource};
+
+const LISTENER: &str = "envoy.config.listener.v3.Listener";
 
 /// Collects the documents of files and everything that is wrong with them.
 #[derive(Debug)]
 pub(super) struct Loader {
     documents: Vec<LoadedDocument>,
     errors: Vec<ConfigError>,
+    /// One of each document.
+    links: Vec<Links>,
     pool: &'static DescriptorPool,
 }
 
@@ -28,6 +38,7 @@ impl Loader {
         Self {
             documents: Vec::new(),
             errors: Vec::new(),
+            links: Vec::new(),
             pool: isthmus_proto::descriptor_pool(),
         }
     }
@@ -88,7 +99,8 @@ impl Loader {
         }
         let resources = take_resources(&mut root);
         let frame = EnvoyResources::deserialize(&root);
-        let resources = self.resources(&place, resources.as_ref());
+        let mut links = Links::default();
+        let resources = self.resources(&place, resources.as_ref(), &mut links);
         let frame = match frame {
             Ok(frame) if frame.metadata.name.is_empty() => {
                 let line = Some(name_line.unwrap_or(root.line));
@@ -115,6 +127,7 @@ impl Loader {
                 return;
             }
         };
+        self.links.push(links);
         self.documents.push(LoadedDocument {
             name: frame.metadata.name.into(),
             origin: Origin {
@@ -128,7 +141,12 @@ impl Loader {
         });
     }
 
-    fn resources(&mut self, place: &Place, resources: Option<&Node>) -> Vec<LoadedResource> {
+    fn resources(
+        &mut self,
+        place: &Place,
+        resources: Option<&Node>,
+        links: &mut Links,
+    ) -> Vec<LoadedResource> {
         const PATH: &str = "spec.resources";
         let Some(node) = resources else {
             return Vec::new();
@@ -149,7 +167,8 @@ impl Loader {
         };
         let mut loaded = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
-            match self.resource(place, index, item, &format!("{PATH}[{index}]")) {
+            let path = format!("{PATH}[{index}]");
+            match self.resource(place, index, item, &path, links) {
                 Ok(resource) => loaded.push(resource),
                 Err(findings) => {
                     let label = self.label(item);
@@ -186,41 +205,47 @@ impl Loader {
         index: usize,
         node: &Node,
         path: &str,
+        links: &mut Links,
     ) -> Result<LoadedResource, Vec<Finding>> {
         let encoded = encode_resource(self.pool, node, path)?;
-        let at_node = |problem| {
-            vec![Finding {
-                line: node.line,
-                path: path.to_owned(),
-                problem,
-            }]
-        };
         let message = &encoded.message;
         let Some(field) = name_field(message) else {
             let message = message.full_name().to_owned();
-            return Err(at_node(Problem::Nameless { message }));
-        };
-        match name_of(&field, node) {
-            Some("") => Err(vec![Finding {
+            return Err(vec![Finding {
                 line: node.line,
-                path: format!("{path}.{}", field.name()),
-                problem: Problem::EmptyName,
-            }]),
-            Some(name) => Ok(LoadedResource {
-                type_url: encoded.type_url,
-                name: name.into(),
-                value: encoded.value.into(),
-                origin: Origin {
-                    file: Arc::clone(&place.file),
-                    document: place.document.unwrap_or(1),
-                    line: node.line,
-                    resource: Some(index),
-                },
-            }),
-            None => Err(at_node(Problem::MissingName {
-                field: field.name().to_owned(),
-            })),
-        }
+                path: path.to_owned(),
+                problem: Problem::Nameless { message },
+            }]);
+        };
+        let violations = rules::check(message.full_name(), &encoded.value);
+        let name = match check_name(&field, node, path) {
+            Ok(name) if violations.is_empty() => name,
+            Ok(_) => return Err(from_violations(node, path, violations)),
+            Err(unnamed) => {
+                // The rules would say it again.
+                let others = violations.into_iter().filter(|violation| {
+                    !matches!(&*violation.path, [Step::Field { name, .. }] if **name == *field.name())
+                });
+                let others = from_violations(node, path, others.collect());
+                return Err(std::iter::once(*unnamed).chain(others).collect());
+            }
+        };
+        let label = ResourceLabel {
+            message: message.full_name().into(),
+            name: Some(name.into()),
+        };
+        links_of(node, path, index, &label, &encoded.value, links);
+        Ok(LoadedResource {
+            type_url: encoded.type_url,
+            name: name.into(),
+            value: encoded.value.into(),
+            origin: Origin {
+                file: Arc::clone(&place.file),
+                document: place.document.unwrap_or(1),
+                line: node.line,
+                resource: Some(index),
+            },
+        })
     }
 
     fn label(&self, node: &Node) -> Option<ResourceLabel> {
@@ -235,9 +260,11 @@ impl Loader {
     /// Checks what only all files together show, and gives the outcome.
     pub(super) fn finish(mut self) -> Result<LoadedConfig, Vec<ConfigError>> {
         check_names(&self.documents, &mut self.errors);
+        let warnings = check_links(&self.documents, &self.links, &mut self.errors);
         if self.errors.is_empty() {
             return Ok(LoadedConfig {
                 documents: self.documents,
+                warnings,
             });
         }
         self.errors.truncate(MAX_ERRORS);
@@ -299,6 +326,90 @@ fn take_resources(root: &mut Node) -> Option<Node> {
         return None;
     }
     Some(entries.remove(index).value)
+}
+
+fn check_name<'a>(
+    field: &FieldDescriptor,
+    node: &'a Node,
+    path: &str,
+) -> Result<&'a str, Box<Finding>> {
+    let line = node.line;
+    match name_of(field, node) {
+        Some("") => Err(Box::new(Finding {
+            line,
+            path: format!("{path}.{}", field.name()),
+            problem: Problem::EmptyName,
+        })),
+        Some(name) => Ok(name),
+        None => Err(Box::new(Finding {
+            line,
+            path: path.to_owned(),
+            problem: Problem::MissingName {
+                field: field.name().to_owned(),
+            },
+        })),
+    }
+}
+
+/// Keeps what a resource says about others; only all documents together show whether it is right.
+fn links_of(
+    node: &Node,
+    path: &str,
+    index: usize,
+    label: &ResourceLabel,
+    value: &[u8],
+    links: &mut Links,
+) {
+    for Reference {
+        path: steps,
+        target,
+        name,
+    } in references(&label.message, value)
+    {
+        let (line, path) = locate(node, path, &steps);
+        let (resource, what) = (label.clone(), (target, name));
+        links.names.push(Link {
+            line,
+            path,
+            resource,
+            index,
+            what,
+        });
+    }
+    if &*label.message == LISTENER {
+        for Binding {
+            path: steps,
+            address,
+        } in bindings(value)
+        {
+            let (line, path) = locate(node, path, &steps);
+            let (resource, what) = (label.clone(), address);
+            links.bindings.push(Link {
+                line,
+                path,
+                resource,
+                index,
+                what,
+            });
+        }
+    }
+}
+
+fn from_violations(node: &Node, path: &str, violations: Vec<Violation>) -> Vec<Finding> {
+    let of = |Violation {
+                  path: steps,
+                  requirement,
+              }| {
+        let (line, path) = locate(node, path, &steps);
+        Finding {
+            line,
+            path,
+            problem: Problem::Violation(Box::new(requirement)),
+        }
+    };
+    let mut findings: Vec<Finding> = violations.into_iter().map(of).collect();
+    findings.sort_by_key(|finding| finding.line);
+    findings
 }
 
 fn from_syntax(file: &Arc<str>, error: SyntaxError) -> ConfigError {
