@@ -3,6 +3,8 @@
 
 #[path = "protocol/delta.rs"]
 mod delta;
+#[path = "protocol/hostile.rs"]
+mod hostile;
 #[path = "protocol/model.rs"]
 mod model;
 #[path = "protocol/order.rs"]
