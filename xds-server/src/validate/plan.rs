@@ -304,7 +304,8 @@ impl Reader<'_> {
             number: field.number(),
             name: field.name().into(),
             json_name: field.json_name().into(),
-            is_required: is_required(&rules),
+            // Of a oneof's members only the one that is there is asked anything.
+            is_required: is_required(&rules) && field.containing_oneof().is_none(),
             is_implicit: !field.supports_presence() && !field.is_list() && !field.is_map(),
             shape,
             check,
