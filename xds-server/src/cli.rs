@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
+use crate::commands::Command;
+
 const EXAMPLES: &str = "\
 Examples:
   Serve what is in ./config to the Envoys of this machine:
@@ -19,11 +21,31 @@ Examples:
       cds_config: {resource_api_version: V3, ads: {}}
       lds_config: {resource_api_version: V3, ads: {}}
 
+  Check a directory, and see what it would send to a client:
+    isthmus-xds validate ./config
+    isthmus-xds diff ./config --node web-1
+
   See what is served, and to whom:
     curl -s http://127.0.0.1:15014/config_dump?type=cds
 
 A change in DIR is served at once. While a file in it is wrong, the log says what and where, and
 the last good configuration stays in force. RUST_LOG sets what is logged (default: info).";
+
+/// Everything that the program can be told: to serve, or to answer one question.
+#[derive(Debug, Parser)]
+#[command(name = "isthmus-xds", version, about = ABOUT, long_about = None, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Program {
+    /// How to serve; absent with a command.
+    #[command(flatten)]
+    pub serve: Option<Cli>,
+
+    /// What to answer instead.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+const ABOUT: &str = "Serves Envoy configuration from a directory over xDS";
 
 #[allow(clippy::doc_markdown, reason = "the comments are the text of --help")]
 /// Serves Envoy configuration from a directory over xDS.

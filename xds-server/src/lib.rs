@@ -13,6 +13,7 @@
 pub mod admin;
 pub mod cli;
 pub mod clients;
+pub mod commands;
 pub mod config_dir;
 pub mod documents;
 pub mod grpc;

@@ -14,6 +14,11 @@ pub(super) fn locate(root: &Node, path: &str, steps: &[Step]) -> (usize, String)
     let (mut line, mut path) = (root.line, path.to_owned());
     let mut node = Some(root);
     for step in steps {
+        // JSON has what an Any holds beside its `@type`, but an Any in an Any under `value`.
+        while let Some(inner) = node.and_then(boxed_any) {
+            push_key(&mut path, "value");
+            node = Some(inner);
+        }
         let next = node.and_then(|node| enter(node, step));
         match (&next, step) {
             (Some(Found { key: Some(key), .. }), _) => push_key(&mut path, key),
@@ -55,15 +60,16 @@ fn enter<'a>(node: &'a Node, step: &Step) -> Option<Found<'a>> {
             .map(of_entry),
         (Content::Mapping(entries), Step::Field { name, json_name }) => {
             let is_field = |entry: &&Entry| *entry.key == **name || *entry.key == **json_name;
-            match entries.iter().find(is_field) {
-                Some(entry) => Some(of_entry(entry)),
-                // What a well-known type, such as an Any, holds inside an Any.
-                None if node.lookup("@type").is_some() => enter(node.lookup("value")?, step),
-                None => None,
-            }
+            entries.iter().find(is_field).map(of_entry)
         }
         _ => None,
     }
+}
+
+fn boxed_any(node: &Node) -> Option<&Node> {
+    const ANY: &str = "type.googleapis.com/google.protobuf.Any";
+    let is_any = node.lookup("@type")?.text() == Some(ANY);
+    is_any.then(|| node.lookup("value")).flatten()
 }
 
 fn of_entry(entry: &Entry) -> Found<'_> {
