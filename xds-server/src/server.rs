@@ -107,12 +107,14 @@ impl Server {
         let plane = Arc::new(Plane::new());
         let (stopping, stopped) = watch::channel(false);
         let source = reload::spawn(&self.config_dir, Arc::clone(&plane))?;
-        let (xds, admin) = (self.xds_addr(), self.admin_addr());
+        let name =
+            |addr: io::Result<SocketAddr>| addr.map_or_else(|_| String::new(), |it| it.to_string());
+        let (xds, admin) = (name(self.xds_addr()), name(self.admin_addr()));
         let admin_server = tokio::spawn(serve_admin(self.admin, Arc::clone(&plane)));
         let identifier = format!("isthmus-xds/{}", env!("CARGO_PKG_VERSION"));
         let service = DiscoveryService::new(plane, identifier.into(), stopped.clone());
         let config_dir = self.config_dir.display();
-        info!(xds = ?xds.ok(), admin = ?admin.ok(), %config_dir, "serving");
+        info!(xds, admin, %config_dir, "serving");
 
         let mut until_stopped = stopped;
         let server = tonic::transport::Server::builder()
