@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use isthmus_api::envoy_resources::NodeView;
-use isthmus_xds_core::{Catalog, Document, ScopeKey, View};
+use isthmus_xds_core::catalog::{Draft, Published};
+use isthmus_xds_core::{Catalog, Document, Name, ScopeKey, TypeUrl, View};
 use tokio::sync::watch;
 
 use crate::clients::Clients;
@@ -70,6 +71,18 @@ impl Plane {
         channels.retain(|_, channel| channel.receiver_count() > 0);
         catalog.retain_scopes(|key| channels.contains_key(key));
         let published = catalog.publish(documents);
+        self.announce(state, &published)
+    }
+
+    /// Changes some resources of one document, or makes it, and wakes the streams that it concerns.
+    pub fn patch(&self, document: &Name, upserts: Vec<Draft>, removals: &[(TypeUrl, Name)]) -> u64 {
+        let mut state = self.lock();
+        let published = state.catalog.patch(document, upserts, removals);
+        self.announce(state, &published)
+    }
+
+    fn announce(&self, mut state: MutexGuard<'_, State>, published: &Published) -> u64 {
+        let State { catalog, channels } = &mut *state;
         for key in &published.changed {
             if let Some(channel) = channels.get(key) {
                 channel.send_replace(catalog.view(key));

@@ -14,6 +14,7 @@ enum Row {
     Pure,
     TouchesTheWorld,
     NobodyImports,
+    Measures,
 }
 
 /// The half of the tree that a crate belongs to.
@@ -34,6 +35,7 @@ const TABLE: &[(&str, Row, Side)] = &[
     ),
     ("isthmus-accelerator", Row::NobodyImports, Side::Accelerator),
     ("isthmus-api", Row::Vocabulary, Side::Shared),
+    ("isthmus-bench", Row::Measures, Side::Shared),
     (
         "isthmus-integration-tests",
         Row::NobodyImports,
@@ -115,6 +117,14 @@ mod tests {
             Case {
                 edge: ("isthmus-integration-tests", "isthmus-accel-datapath"),
                 is_allowed: true,
+            },
+            Case {
+                edge: ("isthmus-bench", "isthmus-xds"),
+                is_allowed: true,
+            },
+            Case {
+                edge: ("isthmus-xds", "isthmus-bench"),
+                is_allowed: false,
             },
             Case {
                 edge: ("isthmus-accel-core", "isthmus-accel-datapath"),

@@ -1,0 +1,243 @@
+//! What was measured: rows, as a table and as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::contender::{Outcome, Server};
+
+/// One metric of one scenario, of each server that has it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Row {
+    pub(crate) scenario: &'static str,
+    pub(crate) streams: usize,
+    pub(crate) clusters: usize,
+    pub(crate) client: &'static str,
+    pub(crate) metric: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) isthmus: Option<f64>,
+    pub(crate) go_control_plane: Option<f64>,
+    pub(crate) go_control_plane_linear: Option<f64>,
+    pub(crate) floor: Option<f64>,
+}
+
+impl Row {
+    /// How many times the better of go-control-plane's caches has what ours has.
+    pub(crate) fn ratio(&self) -> Option<f64> {
+        let peers = [self.go_control_plane, self.go_control_plane_linear];
+        let peer = peers.into_iter().flatten().reduce(f64::min)?;
+        self.isthmus.map(|ours| ours / peer)
+    }
+
+    /// Ours as a multiple of the floor.
+    pub(crate) fn over_floor(&self) -> Option<f64> {
+        Some(self.isthmus? / self.floor?)
+    }
+}
+
+/// Where in the table a value belongs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cell {
+    pub(crate) scenario: &'static str,
+    pub(crate) streams: usize,
+    pub(crate) clusters: usize,
+    pub(crate) client: &'static str,
+}
+
+/// All rows, in the order in which they came.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    pub(crate) machine: BTreeMap<&'static str, String>,
+    pub(crate) rows: Vec<Row>,
+}
+
+impl Report {
+    /// Puts one value in.
+    pub(crate) fn put(
+        &mut self,
+        cell: Cell,
+        metric: &'static str,
+        unit: &'static str,
+        server: Server,
+        value: f64,
+    ) {
+        let Cell {
+            scenario,
+            streams,
+            clusters,
+            client,
+        } = cell;
+        let found = self.rows.iter().position(|row| {
+            (
+                row.scenario,
+                row.streams,
+                row.clusters,
+                row.client,
+                row.metric,
+            ) == (scenario, streams, clusters, client, metric)
+        });
+        let index = found.unwrap_or_else(|| {
+            self.rows.push(Row {
+                scenario,
+                streams,
+                clusters,
+                client,
+                metric,
+                unit,
+                isthmus: None,
+                go_control_plane: None,
+                go_control_plane_linear: None,
+                floor: None,
+            });
+            self.rows.len() - 1
+        });
+        let row = &mut self.rows[index];
+        let column = match server {
+            Server::Isthmus => &mut row.isthmus,
+            Server::GoControlPlane => &mut row.go_control_plane,
+            Server::GoControlPlaneLinear => &mut row.go_control_plane_linear,
+            Server::Floor => &mut row.floor,
+        };
+        *column = Some(value);
+    }
+
+    /// Puts in what a series of changes cost.
+    pub(crate) fn put_outcome(&mut self, cell: Cell, server: Server, changes: u32, it: &Outcome) {
+        let mut micros = it.micros.clone();
+        micros.sort_unstable();
+        for (metric, quantile) in [
+            ("change to client p50", 0.5),
+            ("change to client p99", 0.99),
+            ("change to client p99.9", 0.999),
+            ("change to client max", 1.0),
+        ] {
+            if let Some(value) = percentile(&micros, quantile) {
+                self.put(cell, metric, "ms", server, f64::from(value) / 1000.0);
+            }
+        }
+        let per_change = 1.0 / f64::from(changes);
+        let cpu = it.cpu.as_secs_f64();
+        self.put(cell, "server CPU", "s", server, cpu);
+        self.put(
+            cell,
+            "server CPU per change",
+            "ms",
+            server,
+            cpu * 1000.0 * per_change,
+        );
+        #[allow(clippy::cast_precision_loss, reason = "shown with three digits")]
+        let (bytes, missing) = (it.bytes_out as f64, it.missing as f64);
+        self.put(
+            cell,
+            "bytes sent per change",
+            "B",
+            server,
+            bytes * per_change,
+        );
+        if it.missing > 0 {
+            self.put(cell, "streams without the last change", "", server, missing);
+        }
+    }
+
+    /// Writes the rows as JSON.
+    pub(crate) fn write(&self, file: &Path) -> anyhow::Result<()> {
+        let json = serde_json::to_string_pretty(self)?;
+        std::fs::write(file, json).with_context(|| format!("{} is not writable", file.display()))
+    }
+
+    /// The rows as a table.
+    pub(crate) fn render(&self) -> String {
+        let mut out = String::new();
+        let mut last = None;
+        for row in &self.rows {
+            let cell = (row.scenario, row.streams, row.clusters, row.client);
+            if last != Some(cell) {
+                let (scenario, streams, clusters, client) = cell;
+                let _ = writeln!(
+                    out,
+                    "\n{scenario}: {streams} streams, {clusters} clusters, {client}\n\
+                     {:<32} {:>12} {:>12} {:>12} {:>12} {:>9} {:>9}",
+                    "", "isthmus", "gcp", "gcp linear", "floor", "x gcp", "x floor"
+                );
+                last = Some(cell);
+            }
+            let label = match row.unit {
+                "" => row.metric.to_owned(),
+                unit => format!("{} ({unit})", row.metric),
+            };
+            let _ = writeln!(
+                out,
+                "{label:<32} {:>12} {:>12} {:>12} {:>12} {:>9} {:>9}",
+                shown(row.isthmus),
+                shown(row.go_control_plane),
+                shown(row.go_control_plane_linear),
+                shown(row.floor),
+                shown(row.ratio()),
+                shown(row.over_floor()),
+            );
+        }
+        out
+    }
+}
+
+fn shown(value: Option<f64>) -> String {
+    match value {
+        None => "-".to_owned(),
+        Some(value) if !value.is_finite() => "-".to_owned(),
+        Some(value) if value.abs() >= 1000.0 => format!("{value:.0}"),
+        Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),
+        Some(value) => format!("{value:.3}"),
+    }
+}
+
+/// The value below which a share of the sorted samples lies.
+fn percentile(sorted: &[u32], quantile: f64) -> Option<u32> {
+    let last = sorted.len().checked_sub(1)?;
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "an index into samples: positive and far below 2^52"
+    )]
+    let index = (sorted.len() as f64 * quantile).ceil() as usize;
+    sorted.get(index.saturating_sub(1).min(last)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_nearest_rank() {
+        let sorted: Vec<u32> = (1..=1000).collect();
+        for (quantile, value) in [(0.5, 500), (0.99, 990), (0.999, 999), (1.0, 1000)] {
+            assert_eq!(percentile(&sorted, quantile), Some(value), "{quantile}");
+        }
+        assert_eq!(percentile(&[], 0.5), None);
+        assert_eq!(percentile(&[7], 0.5), Some(7));
+    }
+
+    #[test]
+    fn a_ratio_is_to_the_better_cache() {
+        let mut report = Report::default();
+        let cell = Cell {
+            scenario: "s",
+            streams: 1,
+            clusters: 1,
+            client: "delta",
+        };
+        for (server, value) in [
+            (Server::Isthmus, 2.0),
+            (Server::GoControlPlane, 8.0),
+            (Server::GoControlPlaneLinear, 4.0),
+        ] {
+            report.put(cell, "m", "s", server, value);
+        }
+        assert_eq!(report.rows.len(), 1);
+        assert_eq!(report.rows[0].ratio(), Some(0.5));
+        assert!(report.render().contains("0.500"));
+    }
+}
