@@ -1,7 +1,6 @@
 //! Envoy's rules and what resources refer to, from the text of a document to the line of an error.
 
 use std::fmt::Write;
-use std::time::Instant;
 
 use isthmus_proto::descriptor_pool;
 use isthmus_xds::config_dir::{self, LoadedConfig, read_text};
@@ -317,9 +316,8 @@ fn two_listeners_of_one_client_cannot_have_one_address() {
     }
 }
 
-/// Rules and references are one pass over bytes each: what reading costs is the text.
 #[test]
-fn checking_thousands_of_clusters_costs_a_fraction_of_reading_them() {
+fn thousands_of_clusters_are_read_and_checked() {
     const CLUSTERS: usize = 6_000;
     let mut text = format!("{FRAME}metadata: {{name: a}}\nspec:\n  resources:\n");
     for index in 0..CLUSTERS {
@@ -331,19 +329,12 @@ fn checking_thousands_of_clusters_costs_a_fraction_of_reading_them() {
         )
         .expect("a string");
     }
-    let start = Instant::now();
     let documents = read_text("a.yaml", &text).expect("a good document");
-    let reading = start.elapsed();
-    let start = Instant::now();
+    assert_eq!(documents[0].resources.len(), CLUSTERS);
     for resource in &documents[0].resources {
         assert_eq!(rules::check(CLUSTER, &resource.value), []);
         assert_eq!(references(CLUSTER, &resource.value), []);
     }
-    let checking = start.elapsed();
-    eprintln!(
-        "{CLUSTERS} clusters: read and checked in {reading:?}, of which checking is {checking:?}"
-    );
-    assert!(checking * 3 < reading, "{checking:?} of {reading:?}");
 }
 
 proptest! {
