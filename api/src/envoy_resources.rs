@@ -1,8 +1,12 @@
 //! `EnvoyResources`: Envoy configuration as Envoy itself spells it, and the clients it is for.
 
+mod identity;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use identity::{BadIdentity, Identity, IdentityPattern, SpiffeId};
 
 /// The `kind` of an [`EnvoyResources`] document.
 pub const KIND: &str = "EnvoyResources";
@@ -41,9 +45,10 @@ pub struct EnvoyResourcesSpec {
     pub resources: Vec<serde_json::Value>,
 }
 
-/// Chooses clients by what they say of themselves in the `node` field of their first request.
+/// Chooses clients by what they say of themselves in the `node` field of their first request, and by who they are
+/// proven to be.
 ///
-/// All that is given must match; nothing given matches every client.
+/// All that is given must match; nothing given matches every client. Only `identity` keeps a client out that lies.
 #[derive(Clone, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Selector {
@@ -53,6 +58,10 @@ pub struct Selector {
     /// The exact `node.cluster`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
+    /// Who the client is, as the transport verified it: by certificate, or by the user behind a Unix socket. Never
+    /// compared with the node; without mTLS or a Unix socket it matches nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentityPattern>,
     /// Parts of `node.locality`.
     #[serde(default, skip_serializing_if = "LocalitySelector::is_empty")]
     pub locality: LocalitySelector,
@@ -76,13 +85,15 @@ pub struct LocalitySelector {
     pub sub_zone: Option<String>,
 }
 
-/// What a client said of itself, as far as a [`Selector`] looks at it. Unset parts are empty.
+/// What a client said of itself, as far as a [`Selector`] looks at it, and who it is. Unset parts are empty.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeView<'a> {
     /// `node.id`.
     pub id: &'a str,
     /// `node.cluster`.
     pub cluster: &'a str,
+    /// The identity that the transport verified, if it did.
+    pub identity: Option<&'a Identity>,
     /// `node.locality.region`.
     pub region: &'a str,
     /// `node.locality.zone`.
@@ -99,6 +110,10 @@ impl Selector {
     pub fn matches(&self, node: &NodeView<'_>) -> bool {
         admits(self.id.as_deref(), node.id)
             && admits(self.cluster.as_deref(), node.cluster)
+            && self
+                .identity
+                .as_ref()
+                .is_none_or(|wanted| node.identity.is_some_and(|found| wanted.matches(found)))
             && self.locality.matches(node)
             && self
                 .metadata
@@ -111,6 +126,10 @@ impl Selector {
     pub fn may_overlap(&self, other: &Self) -> bool {
         agree(self.id.as_ref(), other.id.as_ref())
             && agree(self.cluster.as_ref(), other.cluster.as_ref())
+            && match (&self.identity, &other.identity) {
+                (Some(left), Some(right)) => left.may_overlap(right),
+                (None, _) | (_, None) => true,
+            }
             && self.locality.may_overlap(&other.locality)
             && self
                 .metadata
@@ -163,9 +182,11 @@ mod tests {
     #[test]
     fn a_selector_matches_when_all_it_gives_does() {
         let metadata = BTreeMap::from([("role".to_owned(), "gateway".to_owned())]);
+        let identity = "spiffe://a/ns/x".parse().expect("an identity");
         let node = NodeView {
             id: "a",
             cluster: "edge",
+            identity: Some(&identity),
             region: "r",
             zone: "z",
             sub_zone: "",
@@ -180,6 +201,16 @@ mod tests {
             (
                 "id and another cluster",
                 r#"{"id": "a", "cluster": "core"}"#,
+                false,
+            ),
+            (
+                "its identity",
+                r#"{"id": "a", "identity": "spiffe://a/ns/x"}"#,
+                true,
+            ),
+            (
+                "another identity",
+                r#"{"id": "a", "identity": "spiffe://a/ns/y"}"#,
                 false,
             ),
             (
@@ -214,6 +245,13 @@ mod tests {
             assert_eq!(selector.matches(&node), wanted, "{name}");
             assert_eq!(selector.is_empty(), name == "everybody", "{name}");
         }
+        let unproven = NodeView {
+            identity: None,
+            ..node
+        };
+        let selector: Selector =
+            serde_json::from_str(r#"{"identity": "spiffe://a/*"}"#).expect("a selector");
+        assert!(selector.matches(&node) && !selector.matches(&unproven));
     }
 
     #[test]
@@ -226,6 +264,18 @@ mod tests {
                 "id and cluster",
                 r#"{"id": "a"}"#,
                 r#"{"cluster": "b"}"#,
+                true,
+            ),
+            (
+                "two identities",
+                r#"{"identity": "spiffe://a/x"}"#,
+                r#"{"identity": "uid:0"}"#,
+                false,
+            ),
+            (
+                "an identity and all below a path",
+                r#"{"identity": "spiffe://a/x"}"#,
+                r#"{"identity": "spiffe://a/*"}"#,
                 true,
             ),
             (

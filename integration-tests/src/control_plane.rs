@@ -83,6 +83,8 @@ impl ControlPlane {
                 self.documents.clone().into(),
                 "--xds-listen".into(),
                 self.plan.xds.to_string().into(),
+                // Inside a namespace of the lab; on loopback it changes nothing.
+                "--insecure".into(),
                 "--admin-listen".into(),
                 self.plan.admin.to_string().into(),
             ],

@@ -21,6 +21,10 @@ Examples:
       cds_config: {resource_api_version: V3, ads: {}}
       lds_config: {resource_api_version: V3, ads: {}}
 
+  Serve other machines, to clients with certificates of a CA:
+    isthmus-xds --config-dir ./config --xds-listen 0.0.0.0:15012 \\
+      --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt
+
   Check a directory, and see what it would send to a client:
     isthmus-xds validate ./config
     isthmus-xds diff ./config --node web-1
@@ -56,9 +60,29 @@ pub struct Cli {
     #[arg(long, value_name = "DIR")]
     pub config_dir: PathBuf,
 
-    /// Address of the xDS services (plaintext gRPC).
+    /// Address of the xDS services (gRPC). Plaintext without --tls-cert, and then on loopback only.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010")]
     pub xds_listen: SocketAddr,
+
+    /// Unix socket of the same services, mode 0660. A client's user is its identity, as uid:NUMBER.
+    #[arg(long, value_name = "PATH")]
+    pub xds_socket: Option<PathBuf>,
+
+    /// Serve TLS 1.3 with this certificate chain (PEM). Read again when it changes, as are the two below.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key of the certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Demand client certificates of these CAs (PEM); the SPIFFE ID in one is the client's identity.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// Allow plaintext xDS on an address that other machines reach: they can read all secrets.
+    #[arg(long, conflicts_with = "tls_cert")]
+    pub insecure: bool,
 
     /// Address of /livez, /readyz, /metrics and /config_dump (HTTP).
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]

@@ -10,6 +10,7 @@ use isthmus_xds_core::stream::TypeStatus;
 use isthmus_xds_core::{ScopeKey, Stream, Variant};
 
 use crate::plane::Plane;
+use crate::transport::ConnectedPeer;
 
 /// One open stream.
 #[derive(Debug)]
@@ -20,8 +21,8 @@ pub struct Client {
     pub node_cluster: String,
     /// Client program and version, as far as it says.
     pub user_agent: String,
-    /// Peer address.
-    pub peer: String,
+    /// The other end of its connection.
+    pub peer: ConnectedPeer,
     /// Which protocol the stream speaks.
     pub variant: Variant,
     live: Mutex<Live>,
@@ -81,7 +82,7 @@ pub(crate) struct Introduction {
     pub(crate) node_id: String,
     pub(crate) node_cluster: String,
     pub(crate) user_agent: String,
-    pub(crate) peer: String,
+    pub(crate) peer: ConnectedPeer,
     pub(crate) variant: Variant,
     pub(crate) scope: ScopeKey,
     pub(crate) stream: Stream,

@@ -19,9 +19,9 @@ use isthmus_xds_core::{TypeUrl, Variant, type_rules};
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::transport::server::TcpConnectInfo;
 
 use crate::plane::Plane;
+use crate::transport::ConnectedPeer;
 use requests::Requests;
 
 // Path of each method, without the leading `/envoy.service.`; `None` is the aggregated service.
@@ -187,10 +187,9 @@ impl DiscoveryService {
     }
 }
 
-fn peer_of(request: &http::Request<Body>) -> String {
-    let info = request.extensions().get::<TcpConnectInfo>();
-    let addr = info.and_then(TcpConnectInfo::remote_addr);
-    addr.map_or_else(String::new, |addr| addr.to_string())
+fn peer_of(request: &http::Request<Body>) -> ConnectedPeer {
+    let peer = request.extensions().get::<ConnectedPeer>();
+    peer.cloned().unwrap_or_default()
 }
 
 impl tower_service::Service<http::Request<Body>> for DiscoveryService {
@@ -213,7 +212,7 @@ struct Opening {
     variant: Variant,
     only_type: Option<TypeUrl>,
     identifier: Arc<str>,
-    peer: String,
+    peer: ConnectedPeer,
     id: u64,
     plane: Arc<Plane>,
     shutdown: watch::Receiver<bool>,

@@ -22,4 +22,5 @@ pub mod plane;
 pub mod redact;
 pub mod reload;
 pub mod server;
+pub mod transport;
 pub mod validate;

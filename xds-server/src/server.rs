@@ -10,7 +10,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tonic::transport::server::TcpIncoming;
 use tracing::{info, warn};
 
 use crate::admin;
@@ -19,6 +18,7 @@ use crate::config_dir::watch::WatchError;
 use crate::grpc::DiscoveryService;
 use crate::plane::Plane;
 use crate::reload;
+use crate::transport::{Listeners, TransportError};
 
 /// Streams of one connection. Envoy opens one for ADS, or one per type.
 const STREAMS_PER_CONNECTION: u32 = 256;
@@ -34,15 +34,11 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Why the server could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// An address could not be bound.
-    #[error("cannot listen on {addr} for {purpose}; choose another with {flag}")]
+    /// The address of the admin endpoint could not be bound.
+    #[error("cannot listen on {addr} for the admin endpoint; choose another with --admin-listen")]
     Bind {
         /// The address.
         addr: SocketAddr,
-        /// What it was for.
-        purpose: &'static str,
-        /// The option that sets it.
-        flag: &'static str,
         /// Why.
         source: io::Error,
     },
@@ -52,6 +48,9 @@ pub enum ServerError {
     /// The gRPC server failed.
     #[error("the xDS server failed")]
     Xds(#[source] tonic::transport::Error),
+    /// The xDS services cannot be reached as asked.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
     /// The configuration directory cannot be watched.
     #[error(transparent)]
     Source(#[from] WatchError),
@@ -60,21 +59,27 @@ pub enum ServerError {
 /// A server whose addresses are bound and that does not serve yet.
 #[derive(Debug)]
 pub struct Server {
-    xds: TcpListener,
+    xds: Listeners,
     admin: TcpListener,
     config_dir: PathBuf,
 }
 
 impl Server {
-    /// Binds both addresses.
+    /// Reads the certificates and binds all addresses.
     ///
     /// # Errors
     ///
-    /// Returns [`ServerError::Bind`] if one is taken or not allowed.
+    /// Returns [`ServerError`] if one is taken or not allowed, or the certificates cannot be used.
     pub async fn bind(cli: &Cli) -> Result<Self, ServerError> {
+        let addr = cli.admin_listen;
+        let xds = Listeners::bind(cli).await?;
+        let admin = TcpListener::bind(addr).await;
+        if !addr.ip().to_canonical().is_loopback() {
+            warn!(%addr, "everybody who reaches the admin endpoint sees what is served, without secrets");
+        }
         Ok(Self {
-            xds: bind(cli.xds_listen, "xDS", "--xds-listen").await?,
-            admin: bind(cli.admin_listen, "the admin endpoint", "--admin-listen").await?,
+            xds,
+            admin: admin.map_err(|source| ServerError::Bind { addr, source })?,
             config_dir: cli.config_dir.clone(),
         })
     }
@@ -85,7 +90,7 @@ impl Server {
     ///
     /// Returns the operating system's error.
     pub fn xds_addr(&self) -> io::Result<SocketAddr> {
-        self.xds.local_addr()
+        self.xds.addr()
     }
 
     /// Address of the admin endpoint.
@@ -114,21 +119,18 @@ impl Server {
         let identifier = format!("isthmus-xds/{}", env!("CARGO_PKG_VERSION"));
         let service = DiscoveryService::new(plane, identifier.into(), stopped.clone());
         let config_dir = self.config_dir.display();
-        info!(xds, admin, %config_dir, "serving");
+        let security = self.xds.security();
+        info!(xds, security, admin, %config_dir, "serving");
 
         let mut until_stopped = stopped;
         let server = tonic::transport::Server::builder()
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .serve_with_incoming_shutdown(
-                service,
-                TcpIncoming::from(self.xds).with_nodelay(Some(true)),
-                async move {
-                    // Fails only if the sender is gone, and then it is time to stop as well.
-                    let _ = until_stopped.wait_for(|is_stopped| *is_stopped).await;
-                },
-            );
+            .serve_with_incoming_shutdown(service, self.xds.accept(), async move {
+                // Fails only if the sender is gone, and then it is time to stop as well.
+                let _ = until_stopped.wait_for(|is_stopped| *is_stopped).await;
+            });
         tokio::pin!(server);
         let ended = tokio::select! {
             ended = &mut server => ended.map_err(ServerError::Xds),
@@ -162,20 +164,6 @@ pub async fn run(cli: &Cli) -> Result<(), ServerError> {
         }
     };
     Server::bind(cli).await?.serve(stop).await
-}
-
-async fn bind(
-    addr: SocketAddr,
-    purpose: &'static str,
-    flag: &'static str,
-) -> Result<TcpListener, ServerError> {
-    let bound = TcpListener::bind(addr).await;
-    bound.map_err(|source| ServerError::Bind {
-        addr,
-        purpose,
-        flag,
-        source,
-    })
 }
 
 async fn serve_admin(listener: TcpListener, plane: Arc<Plane>) {

@@ -369,7 +369,14 @@ fn frames() -> Vec<Case> {
             name: "an unknown key of the selector",
             spoil: frame("metadata: {name: bad}\nspec:\n  selector:\n    nodeId: a\n"),
             errors: &[
-                r#"bad.yaml:6: document 1 "bad": spec.selector.nodeId: unknown key "nodeId", expected "cluster", "id", "locality" or "metadata""#,
+                r#"bad.yaml:6: document 1 "bad": spec.selector.nodeId: unknown key "nodeId", expected "cluster", "id", "identity", "locality" or "metadata""#,
+            ],
+        },
+        Case {
+            name: "an identity that is none",
+            spoil: frame("metadata: {name: bad}\nspec:\n  selector:\n    identity: cart\n"),
+            errors: &[
+                r#"bad.yaml:6: document 1 "bad": spec.selector.identity: "cart" is no identity: give spiffe://TRUST-DOMAIN/PATH, or uid:NUMBER for a user of this machine"#,
             ],
         },
         Case {

@@ -328,6 +328,7 @@ mod tests {
         catalog.scope_of(&NodeView {
             id,
             cluster: "",
+            identity: None,
             region: "",
             zone: "",
             sub_zone: "",

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use isthmus_api::envoy_resources::NodeView;
+use isthmus_api::envoy_resources::{Identity, NodeView};
 use isthmus_proto::pb::envoy::service::discovery::v3::Resource as Wire;
 use isthmus_proto::pb::google::protobuf::Any;
 use isthmus_xds_core::{Catalog, Resource};
@@ -57,6 +57,10 @@ pub struct Diff {
     /// An entry of the client's node.metadata; may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     metadata: Vec<(String, String)>,
+
+    /// Who the client is proven to be: a SPIFFE ID, or uid:NUMBER.
+    #[arg(long, value_name = "ID")]
+    identity: Option<Identity>,
 
     /// Directory that is served so far; the running server is asked if it is left out.
     #[arg(long, value_name = "DIR", conflicts_with = "server")]
@@ -156,6 +160,7 @@ impl Diff {
         let scope = catalog.scope_of(&NodeView {
             id: &self.node,
             cluster: &self.cluster,
+            identity: self.identity.as_ref(),
             region: part(),
             zone: part(),
             sub_zone: part(),

@@ -1,4 +1,4 @@
-//! What a client said of itself in its first request.
+//! What a client said of itself in its first request, beside what its connection proved.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,8 @@ use isthmus_proto::pb::envoy::config::core::v3::{Node, node::UserAgentVersionTyp
 use isthmus_proto::pb::google::protobuf::value::Kind;
 use isthmus_xds_core::stream::Peer;
 use tonic::Status;
+
+use crate::transport::ConnectedPeer;
 
 /// A client's node, reduced to what decides something or helps a reader.
 #[derive(Debug, Default)]
@@ -18,11 +20,12 @@ pub(super) struct ClientNode {
     zone: String,
     sub_zone: String,
     metadata: BTreeMap<String, String>,
+    proven: ConnectedPeer,
 }
 
 impl ClientNode {
-    /// Reads the node of a first request (R3, R4).
-    pub(super) fn parse(node: Option<Node>) -> Result<Self, Status> {
+    /// Reads the node of a first request (R3, R4) that came over a connection from `proven`.
+    pub(super) fn parse(node: Option<Node>, proven: ConnectedPeer) -> Result<Self, Status> {
         let Some(node) = node.filter(|node| !node.id.is_empty()) else {
             let message = "the first request of a stream must have a node with an id; \
                            set node.id in the bootstrap (Envoy: --service-node)";
@@ -51,6 +54,7 @@ impl ClientNode {
             zone: locality.zone,
             sub_zone: locality.sub_zone,
             metadata: metadata.collect(),
+            proven,
         })
     }
 
@@ -59,6 +63,7 @@ impl ClientNode {
         NodeView {
             id: &self.id,
             cluster: &self.cluster,
+            identity: self.proven.identity(),
             region: &self.region,
             zone: &self.zone,
             sub_zone: &self.sub_zone,

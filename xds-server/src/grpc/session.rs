@@ -64,7 +64,7 @@ where
     let Some(Inbound { node, request }) = first.map_err(Ended::Broken)? else {
         return Ok(());
     };
-    let node = ClientNode::parse(node).map_err(Ended::NoNode)?;
+    let node = ClientNode::parse(node, opening.peer.clone()).map_err(Ended::NoNode)?;
     let mut moved = opening.plane.scopes_moved();
     let mut subscriber = opening.plane.subscribe(&node.view());
     let mut session = Session::open(opening, node, &mut subscriber);
