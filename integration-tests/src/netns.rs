@@ -183,20 +183,20 @@ pub struct InterfaceBytes {
 ///
 /// When a process of it does not end, or it cannot be removed.
 pub fn remove(name: &str) -> Result<()> {
-    let pids = shell::capture(Command::new("ip").args(["netns", "pids", name]))?;
-    for pid in pids
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .filter_map(rustix::process::Pid::from_raw)
-    {
-        // Gone already is as good.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
     wait::until(
         &format!("the end of the processes in {name}"),
         PROCESS_EXIT_DEADLINE,
         || {
             let left = shell::capture(Command::new("ip").args(["netns", "pids", name]))?;
+            // Each time anew: one that was just being started enters while we look.
+            for pid in left
+                .split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .filter_map(rustix::process::Pid::from_raw)
+            {
+                // Gone already is as good.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
             // A child of ours is a zombie until it is reaped, and `ip` does not list those.
             if left.trim().is_empty() {
                 Ok(())
