@@ -19,6 +19,7 @@ pub mod accelerator;
 pub mod bpftool;
 pub mod control_plane;
 pub mod envoy;
+pub mod grpc_peer;
 pub mod http;
 pub mod iptables;
 pub mod lab;

