@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use isthmus_integration_tests::iptables::{self, Capture, OUTBOUND_PORT};
@@ -83,6 +83,9 @@ fn what_a_killed_lab_left_is_removed_by_the_next_one() -> Result<()> {
     shell::capture(Command::new("ip").args(["netns", "add", name]))?;
     let mut left = Command::new("ip")
         .args(["netns", "exec", name, "tail", "-f", "/dev/null"])
+        // Should it survive, it must not hold the pipe that the test runner reads to its end.
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()?;
 
     let lab = NetnsLab::create()?;
