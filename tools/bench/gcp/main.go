@@ -80,10 +80,10 @@ func run(linear bool) error {
 			Caches:        map[string]cache.Cache{"endpoints": c.endpoints, "rest": c.snapshots},
 		}
 	}
-	// As the example server of go-control-plane has them.
+	// As the example server of go-control-plane has them, but as much patience with a busy client as ours has.
 	grpcServer := grpc.NewServer(
 		grpc.MaxConcurrentStreams(1000000),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second, PermitWithoutStream: true}),
 	)
 	discovery.RegisterAggregatedDiscoveryServiceServer(grpcServer, server.NewServer(ctx, serving, nil))

@@ -25,8 +25,9 @@ use tokio::sync::{Semaphore, watch};
 use crate::{clock, process};
 use session::Session;
 
-/// Connections that are being opened at the same time: below the queue of a listening socket.
-const CONNECTING: usize = 256;
+/// Connections that are being opened at the same time: below the shortest queue of a listening
+/// socket, which is the standard library's 128.
+const CONNECTING: usize = 100;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 256 * 1024;

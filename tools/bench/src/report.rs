@@ -9,6 +9,9 @@ use serde::Serialize;
 
 use crate::contender::{Outcome, Server};
 
+/// Name of the metric that the floor is held to.
+pub(crate) const BYTES_SENT: &str = "bytes sent per change";
+
 /// One metric of one scenario, of each server that has it.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
@@ -104,6 +107,16 @@ impl Report {
         *column = Some(value);
     }
 
+    /// What ours had, if it was measured.
+    pub(crate) fn isthmus(&self, cell: Cell, metric: &str) -> Option<f64> {
+        let place = (cell.scenario, cell.streams, cell.clusters, cell.client);
+        let mut rows = self.rows.iter();
+        let row = rows.find(|row| {
+            (row.scenario, row.streams, row.clusters, row.client) == place && row.metric == metric
+        });
+        row?.isthmus
+    }
+
     /// Puts in what a series of changes cost.
     pub(crate) fn put_outcome(&mut self, cell: Cell, server: Server, changes: u32, it: &Outcome) {
         let mut micros = it.micros.clone();
@@ -130,13 +143,7 @@ impl Report {
         );
         #[allow(clippy::cast_precision_loss, reason = "shown with three digits")]
         let (bytes, missing) = (it.bytes_out as f64, it.missing as f64);
-        self.put(
-            cell,
-            "bytes sent per change",
-            "B",
-            server,
-            bytes * per_change,
-        );
+        self.put(cell, BYTES_SENT, "B", server, bytes * per_change);
         if it.missing > 0 {
             self.put(cell, "streams without the last change", "", server, missing);
         }

@@ -1,4 +1,5 @@
-//! The order of a run: for each size, all servers are up at once and take turns.
+//! The order of a run: for each size, all servers are up at once and take turns, as long as so
+//! many connections do not disturb each other; beyond that they run one after the other.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use clap::Args;
 
 use crate::contender::{Contender, MAIN, Outcome, Places, Series, Server};
 use crate::plot;
-use crate::report::{Cell, Report};
+use crate::report::{BYTES_SENT, Cell, Report};
 use crate::resources::Touched;
 
 /// Sizes and bounds of a run.
@@ -48,6 +49,11 @@ pub(crate) struct Options {
 /// Streams times clusters at most: the first state of all clients is about 500 bytes for each.
 const MAX_SUBSCRIPTIONS: usize = 6_000_000;
 
+/// Streams of each server at most while the others are up as well. Four times 10,000 connections
+/// that mostly wait are 80,000 sockets, and the kernel then breaks idle ones of go-control-plane
+/// (`TCP_USER_TIMEOUT`, which grpc-go sets).
+const MAX_TOGETHER: usize = 4000;
+
 /// Time that the changes of a scenario may take by their schedule.
 const SCENARIO: Duration = Duration::from_secs(12);
 const QUICK_SCENARIO: Duration = Duration::from_secs(2);
@@ -57,7 +63,10 @@ const IDLE: Duration = Duration::from_secs(4);
 const QUICK_IDLE: Duration = Duration::from_secs(1);
 
 /// Streams that double at most: both halves are connections of one server.
-const MAX_DOUBLED: usize = 5_000;
+const MAX_DOUBLED: usize = 2_000;
+
+/// Changes of each of its series at most: there are five for each server.
+const MAX_DOUBLED_CHANGES: u32 = 20;
 
 /// Runs everything and writes the report.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
@@ -95,16 +104,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                     continue;
                 }
                 run.one_size(client, streams, clusters, &mut report)?;
-                // What was measured is kept, whatever comes later.
-                report.write(&options.out.join("xds.json"))?;
+                run.write(&report)?;
             }
         }
     }
     std::fs::remove_dir_all(&files).ok();
     plot::write_all(&report, &options.out)?;
-    let table = report.render();
-    std::fs::write(options.out.join("xds.txt"), &table)?;
-    println!("{table}");
+    run.write(&report)?;
+    println!("{}", report.render());
     println!("load at the end: {}", load());
     println!("written to {}", options.out.display());
     Ok(())
@@ -125,6 +132,12 @@ impl Run<'_> {
         );
     }
 
+    fn write(&self, report: &Report) -> anyhow::Result<()> {
+        report.write(&self.options.out.join("xds.json"))?;
+        std::fs::write(self.options.out.join("xds.txt"), report.render())?;
+        Ok(())
+    }
+
     fn servers(&self) -> Vec<Server> {
         let mut servers = vec![Server::Isthmus];
         if self.options.go_control_plane.is_some() {
@@ -141,6 +154,31 @@ impl Run<'_> {
         clusters: usize,
         report: &mut Report,
     ) -> anyhow::Result<()> {
+        let servers = self.servers();
+        let together = if streams > MAX_TOGETHER {
+            1
+        } else {
+            servers.len()
+        };
+        for servers in servers.chunks(together) {
+            self.take_turns(servers, client, streams, clusters, report)?;
+            // What was measured is kept, whatever comes later.
+            self.write(report)?;
+        }
+        if client == "delta" && clusters <= 100 && self.options.profile_seconds.is_none() {
+            self.unaffected(streams.min(MAX_DOUBLED), clusters, report)?;
+        }
+        Ok(())
+    }
+
+    fn take_turns(
+        &self,
+        servers: &[Server],
+        client: &'static str,
+        streams: usize,
+        clusters: usize,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
         let cell = |scenario| Cell {
             scenario,
             streams,
@@ -148,7 +186,7 @@ impl Run<'_> {
             client,
         };
         let mut contenders = Vec::new();
-        for server in self.servers() {
+        for &server in servers {
             self.say(&format!(
                 "{streams} {client} streams of {clusters} clusters to {}",
                 server.name()
@@ -194,10 +232,6 @@ impl Run<'_> {
                 float(peak),
             );
         }
-        drop(contenders);
-        if client == "delta" && clusters <= 100 {
-            self.unaffected(streams.min(MAX_DOUBLED), clusters, report)?;
-        }
         Ok(())
     }
 
@@ -233,8 +267,20 @@ impl Run<'_> {
             cell.scenario, series.changes, series.interval
         ));
         for contender in contenders {
-            if contender.server == Server::Floor && series.bytes == 0 {
-                continue;
+            if contender.server == Server::Floor {
+                // As many as ours sent, to each.
+                let bytes = report.isthmus(cell, BYTES_SENT).unwrap_or(0.0);
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_precision_loss,
+                    clippy::cast_sign_loss,
+                    reason = "bytes of one response"
+                )]
+                let bytes = (bytes / contender.streams() as f64) as usize;
+                if bytes == 0 {
+                    continue;
+                }
+                series.bytes = bytes;
             }
             // The first change makes caches and buffers; it is not counted.
             let warm_up = Series {
@@ -244,9 +290,6 @@ impl Run<'_> {
             contender.change(&warm_up)?;
             let outcome = contender.change(&series)?;
             report.put_outcome(cell, contender.server, series.changes, &outcome);
-            if contender.server == Server::Isthmus {
-                series.bytes = bytes_per_change(&outcome, contender.streams(), &series);
-            }
         }
         Ok(())
     }
@@ -341,7 +384,8 @@ impl Run<'_> {
                 clusters,
                 client: "delta",
             };
-            let series = self.series(cell, Touched::OneEndpoint);
+            let mut series = self.series(cell, Touched::OneEndpoint);
+            series.changes = series.changes.min(MAX_DOUBLED_CHANGES);
             let ms =
                 |outcome: &Outcome| outcome.cpu.as_secs_f64() * 1000.0 / f64::from(series.changes);
             let mut contender = Contender::start(server, &self.places, clusters)?;
@@ -385,11 +429,6 @@ fn profile(contenders: &mut [Contender], seconds: u32) -> anyhow::Result<()> {
         println!("{:?} of CPU, {} responses", outcome.cpu, outcome.responses);
     }
     Ok(())
-}
-
-fn bytes_per_change(outcome: &Outcome, streams: usize, series: &Series) -> usize {
-    let pushes = streams as u64 * u64::from(series.changes);
-    usize::try_from(outcome.bytes_out / pushes.max(1)).unwrap_or(0)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "shown with three digits")]
