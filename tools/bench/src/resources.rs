@@ -157,7 +157,7 @@ pub(crate) fn write(path: &Path, resources: Vec<(Kind, String, Vec<u8>)>) -> any
         .with_context(|| format!("{} could not be written", path.display()))
 }
 
-/// Reads what [`write`] wrote.
+/// Reads what [`write()`] wrote.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<(String, Any)>> {
     let bytes = fs::read(path).with_context(|| format!("{} could not be read", path.display()))?;
     let message = DeltaDiscoveryResponse::decode(&bytes[..])?;
