@@ -53,7 +53,7 @@ struct Xds {
     #[arg(long, default_value = "delta,sotw")]
     clients: String,
 
-    /// About two minutes: at most 1,000 streams and 100 clusters, fewer changes.
+    /// A few minutes: at most 1,000 streams and 100 clusters, fewer changes, nothing doubled.
     #[arg(long)]
     quick: bool,
 }
