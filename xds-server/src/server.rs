@@ -123,11 +123,8 @@ impl Server {
         info!(xds, security, admin, %config_dir, "serving");
 
         let mut until_stopped = stopped;
-        let server = tonic::transport::Server::builder()
-            .max_concurrent_streams(STREAMS_PER_CONNECTION)
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .serve_with_incoming_shutdown(service, self.xds.accept(), async move {
+        let server =
+            http2_server().serve_with_incoming_shutdown(service, self.xds.accept(), async move {
                 // Fails only if the sender is gone, and then it is time to stop as well.
                 let _ = until_stopped.wait_for(|is_stopped| *is_stopped).await;
             });
@@ -147,6 +144,14 @@ impl Server {
         admin_server.abort();
         ended
     }
+}
+
+/// An HTTP/2 server with the bounds that the xDS services are run with.
+pub fn http2_server() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }
 
 /// Serves until SIGTERM or SIGINT.

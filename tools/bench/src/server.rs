@@ -16,6 +16,7 @@ use bytes::Bytes;
 use isthmus_api::envoy_resources::Selector;
 use isthmus_xds::grpc::DiscoveryService;
 use isthmus_xds::plane::Plane;
+use isthmus_xds::server::http2_server;
 use isthmus_xds_core::catalog::Draft;
 use isthmus_xds_core::{Document, Extras, Name, TypeUrl};
 use tokio::net::TcpListener;
@@ -24,11 +25,6 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::resources::{self, Kind, TYPE_URLS};
 use crate::{clock, process};
-
-/// As `isthmus_xds::server` has them.
-const STREAMS_PER_CONNECTION: u32 = 256;
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Serves until the end of standard input.
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -41,16 +37,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
     println!("listening {}", listener.local_addr()?.port());
     let service = DiscoveryService::new(Arc::clone(&plane), "isthmus-bench".into(), stopped);
-    let server = runtime.spawn(
-        tonic::transport::Server::builder()
-            .max_concurrent_streams(STREAMS_PER_CONNECTION)
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .serve_with_incoming(
-                service,
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-            ),
-    );
+    let server = runtime.spawn(http2_server().serve_with_incoming(
+        service,
+        TcpIncoming::from(listener).with_nodelay(Some(true)),
+    ));
     let mut commands = Commands {
         plane,
         documents: Vec::new(),

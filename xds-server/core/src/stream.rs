@@ -14,7 +14,7 @@ use crate::resource::{Name, Resource, TypeUrl, Version};
 use crate::subscription::LegacyWildcard;
 use crate::type_rules::{self, rules_of};
 use crate::type_state::{Answer, Refusal, TypeState};
-use crate::view::{TypeSet, View};
+use crate::view::View;
 use crate::wire;
 use crate::xdstp::canonical;
 
@@ -229,15 +229,10 @@ impl Stream {
         match self.options.variant {
             Variant::Sotw => state.handle_names(&spelled(&request.names), is_first, now),
             Variant::Delta => {
-                let initial: Vec<(Name, Option<Version>)> = request
-                    .initial_versions
-                    .iter()
-                    .map(|(name, version)| (canonical(name).into_owned(), Version::parse(version)))
-                    .collect();
-                let initial = is_first.then_some(initial.as_slice());
+                let initial = is_first.then(|| held_versions(request));
                 let subscribe = spelled(&request.subscribe);
                 let unsubscribe = spelled(&request.unsubscribe);
-                state.handle_amendment(&subscribe, &unsubscribe, initial, now);
+                state.handle_amendment(&subscribe, &unsubscribe, initial.as_deref(), now);
             }
         }
         Ok(())
@@ -246,11 +241,7 @@ impl Stream {
     /// Moves on to another view. What changes meanwhile coalesces: only the newest counts.
     pub fn handle_view(&mut self, view: Arc<View>, now: Duration) {
         for (state, type_url) in self.states.iter_mut().zip(&self.urls) {
-            if let Some(set) = view.type_set(type_url) {
-                state.advance(set, now);
-            } else {
-                state.advance(&TypeSet::empty(), now);
-            }
+            state.advance(&view.set_or_empty(type_url), now);
         }
         self.view = view;
     }
@@ -366,8 +357,7 @@ impl Stream {
         } else {
             LegacyWildcard::MeansNot
         };
-        let base = self.view.type_set(type_url);
-        let base = base.map_or_else(TypeSet::empty, Arc::clone);
+        let base = self.view.set_or_empty(type_url);
         let index = self
             .states
             .partition_point(|state| state.rules.rank <= rules.rank);
@@ -438,14 +428,9 @@ impl Stream {
 
     // R48: a cluster that was sent again warms again, and waits for endpoints it may hold.
     fn restate_endpoints(&mut self, index: usize, names: &[Name], now: Duration) {
-        if self.states[index].rules.type_url != type_rules::CLUSTER {
-            return;
-        }
-        let endpoints = self
-            .states
-            .iter_mut()
-            .find(|state| state.rules.type_url == type_rules::ENDPOINT);
-        if let Some(endpoints) = endpoints {
+        if self.states[index].rules.type_url == type_rules::CLUSTER
+            && let Some(endpoints) = self.known_type(type_rules::ENDPOINT)
+        {
             for name in names {
                 endpoints.restate(name, now);
             }
@@ -454,18 +439,18 @@ impl Stream {
 
     // R57: with a new route configuration Envoy forgets the virtual hosts that it had on demand.
     fn restate_hosts(&mut self, index: usize, sent: &[Arc<Resource>], now: Duration) {
-        if self.states[index].rules.type_url != type_rules::ROUTE {
-            return;
-        }
-        let hosts = self
-            .states
-            .iter_mut()
-            .find(|state| state.rules.type_url == type_rules::VIRTUAL_HOST);
-        if let Some(hosts) = hosts {
+        if self.states[index].rules.type_url == type_rules::ROUTE
+            && let Some(hosts) = self.known_type(type_rules::VIRTUAL_HOST)
+        {
             for route in sent {
                 hosts.restate_below(route.name(), now);
             }
         }
+    }
+
+    fn known_type(&mut self, type_url: &str) -> Option<&mut TypeState> {
+        let mut states = self.states.iter_mut();
+        states.find(|state| state.rules.type_url == type_url)
     }
 
     fn render_nonce(&self, number: u64) -> String {
@@ -478,6 +463,12 @@ impl Stream {
         let number = u64::from_str_radix(number, 16).ok()?;
         (id == self.options.id).then_some(number)
     }
+}
+
+fn held_versions(request: &Request) -> Vec<(Name, Option<Version>)> {
+    let held = request.initial_versions.iter();
+    held.map(|(name, version)| (canonical(name).into_owned(), Version::parse(version)))
+        .collect()
 }
 
 // R55: names that differ only in the order of their context parameters are one name.

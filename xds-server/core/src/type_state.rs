@@ -123,14 +123,10 @@ impl TypeState {
 
     /// Settles the response that `nonce` names and all before it (R47).
     pub(crate) fn handle_answer(&mut self, nonce: Option<u64>, error: Option<&str>) -> Answer {
-        let position = self
-            .in_flight
-            .iter()
-            .position(|sent| Some(sent.nonce) == nonce);
-        let Some(position) = position else {
-            return Answer::Stale;
-        };
-        let Some(sent) = self.in_flight.drain(..=position).next_back() else {
+        let mut sent = self.in_flight.iter();
+        let position = sent.position(|sent| Some(sent.nonce) == nonce);
+        let settled = position.and_then(|at| self.in_flight.drain(..=at).next_back());
+        let Some(sent) = settled else {
             return Answer::Stale;
         };
         let generation = sent.generation;
@@ -201,11 +197,10 @@ impl TypeState {
         }
         for name in set.changed_since(&self.base) {
             let (old, new) = (self.base.resource(&name).cloned(), set.resource(&name));
-            let is_wanted = self.subscription.wants(&name)
-                || [old.as_ref(), new]
-                    .into_iter()
-                    .flatten()
-                    .any(|it| self.subscription.wants_resource(it));
+            let is_wanted = [old.as_ref(), new]
+                .into_iter()
+                .flatten()
+                .any(|it| self.subscription.wants_resource(it));
             if !is_wanted {
                 continue;
             }
@@ -587,9 +582,9 @@ impl TypeState {
             return;
         }
         let (subscription, base) = (&self.subscription, &self.base);
-        let is_wanted = |name: &Name| {
-            let resource = base.resource(name);
-            subscription.wants(name) || resource.is_some_and(|it| subscription.wants_resource(it))
+        let is_wanted = |name: &Name| match base.resource(name) {
+            Some(resource) => subscription.wants_resource(resource),
+            None => subscription.wants(name),
         };
         self.todo.retain(|name, _| is_wanted(name));
         self.breaks.retain(|name, _| is_wanted(name));

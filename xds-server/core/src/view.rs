@@ -1,7 +1,7 @@
 //! What the clients of one scope should have: immutable, shared, and able to say what changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rpds::RedBlackTreeMapSync;
 
@@ -57,6 +57,12 @@ impl View {
         self.types.get(type_url)
     }
 
+    /// The set of one type; the empty one if the view never had the type.
+    pub(crate) fn set_or_empty(&self, type_url: &str) -> Arc<TypeSet> {
+        self.type_set(type_url)
+            .map_or_else(TypeSet::empty, Arc::clone)
+    }
+
     /// All types with their sets, in the order of their URLs.
     pub fn types(&self) -> impl Iterator<Item = (&TypeUrl, &Arc<TypeSet>)> {
         self.types.iter()
@@ -97,12 +103,16 @@ struct Logged {
 }
 
 impl TypeSet {
-    /// The set that has nothing and follows nothing.
+    /// The set that has nothing and follows nothing: one for all, so that a type that a view does
+    /// not have costs a pointer comparison, as an unchanged one does.
     pub fn empty() -> Arc<Self> {
-        Arc::new(Self {
-            log_floor: u64::MAX,
-            ..Self::first(0)
-        })
+        static EMPTY: LazyLock<Arc<TypeSet>> = LazyLock::new(|| {
+            Arc::new(TypeSet {
+                log_floor: u64::MAX,
+                ..TypeSet::first(0)
+            })
+        });
+        Arc::clone(&EMPTY)
     }
 
     fn first(generation: u64) -> Self {
