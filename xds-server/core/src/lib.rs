@@ -24,6 +24,7 @@ pub mod catalog;
 pub mod limits;
 pub mod order;
 pub mod resource;
+pub mod status;
 pub mod stream;
 pub mod subscription;
 pub mod type_rules;
@@ -34,5 +35,6 @@ pub mod xdstp;
 
 pub use catalog::{Catalog, Document, ScopeKey};
 pub use resource::{Extras, Name, Resource, TypeUrl, Version};
+pub use status::{ConfigStatus, ResourceStatus, TypeStatus};
 pub use stream::{Event, Request, RequestError, Response, Stream, Variant};
 pub use view::{TypeSet, View};

@@ -11,12 +11,17 @@ use bytes::Bytes;
 use crate::limits;
 use crate::order::{self, BreakGate};
 use crate::resource::{Name, Resource, TypeUrl, Version};
+use crate::status::ResourceStatus;
 use crate::subscription::LegacyWildcard;
 use crate::type_rules::{self, rules_of};
-use crate::type_state::{Answer, Refusal, TypeState};
+use crate::type_state::{Answer, TypeState};
+
 use crate::view::View;
 use crate::wire;
 use crate::xdstp::canonical;
+
+pub use crate::status::TypeStatus;
+pub use crate::type_state::Refusal;
 
 /// Which of the two protocols a stream speaks.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -136,25 +141,6 @@ pub enum Event {
         /// The type of the request.
         type_url: TypeUrl,
     },
-}
-
-/// Where a client stands with one type.
-#[derive(Clone, Debug)]
-pub struct TypeStatus {
-    /// The type.
-    pub type_url: TypeUrl,
-    /// Whether everything is asked for.
-    pub is_wildcard: bool,
-    /// How many names are asked for.
-    pub names: usize,
-    /// Generation of the newest content that was sent.
-    pub sent_generation: Option<u64>,
-    /// Generation of the newest content that was accepted.
-    pub acked_generation: Option<u64>,
-    /// Whether all content was sent and accepted.
-    pub is_settled: bool,
-    /// The refusal in force, if any.
-    pub refusal: Option<Refusal>,
 }
 
 /// How a stream is set up.
@@ -295,6 +281,23 @@ impl Stream {
             refusal: state.refusal().cloned(),
         })
         .collect()
+    }
+
+    /// Where the client stands with each resource that it asked for, and with each that it may
+    /// still hold although it is gone. Costs all of them: for CSDS, not for the push path.
+    pub fn config_status(&self) -> Vec<ResourceStatus> {
+        let rows = self.states.iter().zip(&self.urls);
+        rows.flat_map(|(state, type_url)| state.config_status(type_url))
+            .collect()
+    }
+
+    /// Whether nothing is to be sent, nothing is unanswered and no removal is held back. A stream
+    /// at rest may still owe heartbeats later: [`Stream::next_wake`] says so. Costs a look at each
+    /// type and allocates nothing.
+    pub fn is_at_rest(&self) -> bool {
+        self.states
+            .iter()
+            .all(|state| state.is_answered() && !state.has_breaks())
     }
 
     fn type_of(&self, request: &Request) -> Result<TypeUrl, RequestError> {

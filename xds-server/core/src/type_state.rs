@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::limits;
-use crate::resource::{Name, Resource, Version};
+use crate::resource::{Name, Resource, TypeUrl, Version};
+use crate::status::{ConfigStatus, ResourceStatus};
 use crate::stream::Variant;
 use crate::subscription::{LegacyWildcard, Subscription, SubscriptionChange};
 use crate::type_rules::{self, TypeRules};
@@ -318,6 +319,48 @@ impl TypeState {
         let unanswered = self.in_flight.back().map(|sent| sent.generation);
         let refused = self.refusal.as_ref().map(|refusal| refusal.generation);
         unanswered.or(refused).max(self.acked_generation)
+    }
+
+    /// Where the client stands with each resource that it asked for, or may still hold.
+    pub(crate) fn config_status(&self, type_url: &TypeUrl) -> Vec<ResourceStatus> {
+        let row = |name: &Name, version, status| ResourceStatus {
+            type_url: TypeUrl::clone(type_url),
+            name: Name::clone(name),
+            version,
+            status,
+            error: None,
+        };
+        let mut wanted: BTreeMap<&Name, Option<&Arc<Resource>>> = BTreeMap::new();
+        if self.subscription.is_wildcard() {
+            wanted.extend(self.base.resources().map(|it| (it.name(), Some(it))));
+        }
+        let names = self.subscription.names().iter();
+        let meant: Vec<Name> = names.flat_map(|name| self.meant_by(name)).collect();
+        wanted.extend(meant.iter().map(|name| (name, self.base.resource(name))));
+        let error = self.refusal.as_ref().map(|it| Arc::from(&*it.message));
+        let mut rows: Vec<ResourceStatus> = wanted
+            .into_iter()
+            .map(|(name, resource)| {
+                let status = if self.todo.contains_key(name) {
+                    ConfigStatus::NotSent
+                } else if !self.in_flight.is_empty() {
+                    ConfigStatus::Stale
+                } else if error.is_some() {
+                    ConfigStatus::Error
+                } else {
+                    ConfigStatus::Synced
+                };
+                let version = resource.map(|it| it.version());
+                let error = error.clone().filter(|_| status == ConfigStatus::Error);
+                ResourceStatus {
+                    error,
+                    ..row(name, version, status)
+                }
+            })
+            .collect();
+        let gone = self.breaks.keys();
+        rows.extend(gone.map(|name| row(name, None, ConfigStatus::NotSent)));
+        rows
     }
 
     pub(crate) fn subscription(&self) -> &Subscription {

@@ -11,5 +11,7 @@ mod model;
 mod order;
 #[path = "protocol/sotw.rs"]
 mod sotw;
+#[path = "protocol/status.rs"]
+mod status;
 #[path = "protocol/support.rs"]
 mod support;

@@ -209,6 +209,21 @@ impl Client {
         self.stream.next_wake()
     }
 
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.stream.is_at_rest()
+    }
+
+    /// Each resource as `name=status`, with `-` before those that do not exist.
+    pub(crate) fn config_status(&self) -> Vec<String> {
+        let rows = self.stream.config_status();
+        rows.iter()
+            .map(|row| {
+                let mark = if row.version.is_some() { "" } else { "-" };
+                format!("{mark}{}={:?}", row.name, row.status)
+            })
+            .collect()
+    }
+
     pub(crate) fn is_settled(&self, type_url: &str) -> bool {
         let all = self.stream.status();
         let status = all.iter().find(|status| &*status.type_url == type_url);
