@@ -25,7 +25,7 @@ use crate::transport::ConnectedPeer;
 use requests::Requests;
 
 // Path of each method, without the leading `/envoy.service.`; `None` is the aggregated service.
-const METHODS: [(&str, Variant, Option<&str>); 20] = {
+const METHODS: [Method; 20] = {
     use Variant::{Delta, Sotw};
     use type_rules as t;
     [
@@ -132,6 +132,26 @@ const METHODS: [(&str, Variant, Option<&str>); 20] = {
     ]
 };
 
+type Method = (&'static str, Variant, Option<&'static str>);
+
+fn method_of(path: &str) -> Option<&'static Method> {
+    let path = path.strip_prefix("/envoy.service.")?;
+    METHODS.iter().find(|(method, ..)| path == *method)
+}
+
+/// Whether [`DiscoveryService`] has the method at `path`.
+pub(crate) fn is_discovery(path: &str) -> bool {
+    method_of(path).is_some()
+}
+
+/// Full names of the discovery services; each once for every method.
+pub(crate) fn service_names() -> impl Iterator<Item = String> {
+    let services = METHODS
+        .iter()
+        .filter_map(|(method, ..)| method.split('/').next());
+    services.map(|service| format!("envoy.service.{service}"))
+}
+
 /// All discovery services of one plane.
 #[derive(Clone, Debug)]
 pub struct DiscoveryService {
@@ -152,9 +172,7 @@ impl DiscoveryService {
     }
 
     fn serve(self, request: http::Request<Body>) -> http::Response<Body> {
-        let path = request.uri().path().strip_prefix("/envoy.service.");
-        let method = METHODS.iter().find(|(method, ..)| path == Some(method));
-        let Some((_, variant, only_type)) = method else {
+        let Some((_, variant, only_type)) = method_of(request.uri().path()) else {
             let message = format!("no such method: {}", request.uri().path());
             return Status::unimplemented(message).into_http();
         };

@@ -22,5 +22,6 @@ pub mod plane;
 pub mod redact;
 pub mod reload;
 pub mod server;
+pub mod services;
 pub mod transport;
 pub mod validate;

@@ -124,6 +124,11 @@ impl Plane {
         *self.is_ready.borrow()
     }
 
+    /// Tells when that changes.
+    pub fn readiness(&self) -> watch::Receiver<bool> {
+        self.is_ready.subscribe()
+    }
+
     /// Returns a number that no other stream of this process has.
     pub fn next_stream_id(&self) -> u64 {
         self.last_stream.fetch_add(1, Ordering::Relaxed) + 1

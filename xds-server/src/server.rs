@@ -15,9 +15,9 @@ use tracing::{info, warn};
 use crate::admin;
 use crate::cli::Cli;
 use crate::config_dir::watch::WatchError;
-use crate::grpc::DiscoveryService;
 use crate::plane::Plane;
 use crate::reload;
+use crate::services::Services;
 use crate::transport::{Listeners, TransportError};
 
 /// Streams of one connection. Envoy opens one for ADS, or one per type.
@@ -117,14 +117,14 @@ impl Server {
         let (xds, admin) = (name(self.xds_addr()), name(self.admin_addr()));
         let admin_server = tokio::spawn(serve_admin(self.admin, Arc::clone(&plane)));
         let identifier = format!("isthmus-xds/{}", env!("CARGO_PKG_VERSION"));
-        let service = DiscoveryService::new(plane, identifier.into(), stopped.clone());
+        let services = Services::new(plane, identifier.into(), stopped.clone());
         let config_dir = self.config_dir.display();
         let security = self.xds.security();
         info!(xds, security, admin, %config_dir, "serving");
 
         let mut until_stopped = stopped;
         let server =
-            http2_server().serve_with_incoming_shutdown(service, self.xds.accept(), async move {
+            http2_server().serve_with_incoming_shutdown(services, self.xds.accept(), async move {
                 // Fails only if the sender is gone, and then it is time to stop as well.
                 let _ = until_stopped.wait_for(|is_stopped| *is_stopped).await;
             });

@@ -1,0 +1,8 @@
+//! What is served beside discovery (health, reflection, client status, load reports), asked over
+//! real sockets as the tools of operators ask it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "operators/health_and_reflection.rs"]
+mod health_and_reflection;
+#[path = "operators/support.rs"]
+mod support;
