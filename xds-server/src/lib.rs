@@ -17,6 +17,7 @@ pub mod commands;
 pub mod config_dir;
 pub mod documents;
 pub mod grpc;
+mod heap;
 pub mod metrics;
 pub mod plane;
 pub mod redact;

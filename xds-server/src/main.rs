@@ -10,6 +10,9 @@ use isthmus_xds::commands::Command;
 use isthmus_xds::server;
 use tracing_subscriber::EnvFilter;
 
+#[global_allocator]
+static HEAP: isthmus_heap::CountingAllocator = isthmus_heap::CountingAllocator;
+
 fn main() -> ExitCode {
     match Program::parse() {
         Program {

@@ -14,6 +14,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::heap::{ChangeCost, HeapState};
+
 /// All metrics of the server.
 #[derive(Debug)]
 pub struct Metrics {
@@ -30,6 +32,8 @@ pub struct Metrics {
     config_generation: Gauge<u64, AtomicU64>,
     config_documents: Gauge,
     scopes: Gauge,
+    /// What changes allocate.
+    pub(crate) change_cost: ChangeCost,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -100,6 +104,7 @@ impl Metrics {
             config_generation: Gauge::default(),
             config_documents: Gauge::default(),
             scopes: Gauge::default(),
+            change_cost: ChangeCost::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -155,8 +160,13 @@ impl Metrics {
             "Distinct views in use",
             metrics.scopes.clone(),
         );
+        let change_cost = ChangeCost::registered(r);
+        let streams_of = |variant: Variant| metrics.streams.get_or_create_owned(&variant.into());
+        let streams = [Variant::Delta, Variant::Sotw].map(streams_of);
+        r.register_collector(Box::new(HeapState::new(streams)));
         Self {
             registry,
+            change_cost,
             ..metrics
         }
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use isthmus_api::envoy_resources::NodeView;
+use isthmus_heap::Counts;
 use isthmus_xds_core::catalog::{Draft, Published};
 use isthmus_xds_core::{Catalog, Document, Name, ScopeKey, TypeUrl, View};
 use tokio::sync::watch;
@@ -66,19 +67,25 @@ impl Plane {
 
     /// Puts a whole new set of documents in force and wakes the streams that it concerns.
     pub fn publish(&self, documents: Vec<Document>) -> u64 {
+        let before = Counts::of_thread();
         let mut state = self.lock();
         let State { catalog, channels } = &mut *state;
         channels.retain(|_, channel| channel.receiver_count() > 0);
         catalog.retain_scopes(|key| channels.contains_key(key));
         let published = catalog.publish(documents);
-        self.announce(state, &published)
+        let generation = self.announce(state, &published);
+        self.metrics.change_cost.observe_since(before);
+        generation
     }
 
     /// Changes some resources of one document, or makes it, and wakes the streams that it concerns.
     pub fn patch(&self, document: &Name, upserts: Vec<Draft>, removals: &[(TypeUrl, Name)]) -> u64 {
+        let before = Counts::of_thread();
         let mut state = self.lock();
         let published = state.catalog.patch(document, upserts, removals);
-        self.announce(state, &published)
+        let generation = self.announce(state, &published);
+        self.metrics.change_cost.observe_since(before);
+        generation
     }
 
     fn announce(&self, mut state: MutexGuard<'_, State>, published: &Published) -> u64 {

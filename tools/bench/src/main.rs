@@ -20,6 +20,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+// As isthmus-xds has it: what it costs is part of what is measured.
+#[global_allocator]
+static HEAP: isthmus_heap::CountingAllocator = isthmus_heap::CountingAllocator;
+
 /// The xDS benchmark.
 #[derive(Debug, Parser)]
 #[command(
