@@ -1,27 +1,29 @@
-//! The running control plane: one catalog, one writer, and a channel per scope to its streams.
+//! The running control plane: one catalog, one writer, and the scopes in use.
 //!
 //! The lock is taken to publish, to open a stream and to print state; never on the push path. A
-//! stream waits on its scope's channel, so a change wakes only those whose view it touches.
+//! change wakes the streams that want it and no other: see [`crate::scope`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use isthmus_api::envoy_resources::NodeView;
 use isthmus_heap::Counts;
-use isthmus_xds_core::catalog::{Operation, Published, StoredDocument};
-use isthmus_xds_core::{Catalog, Commit, CommitError, Document, Name, ScopeKey, Source, View};
+use isthmus_xds_core::catalog::{Draft, Published};
+use isthmus_xds_core::{Catalog, Document, Name, ScopeKey, TypeUrl, View};
 use tokio::sync::watch;
 
-use crate::clients::Clients;
+use crate::clients::{Client, Clients};
 use crate::metrics::Metrics;
+use crate::scope::Scope;
 
 /// The control plane, shared by the source, the services and the admin endpoint.
 #[derive(Debug)]
 pub struct Plane {
     state: Mutex<State>,
-    // Rises when clients may belong to other scopes than before.
-    scopes_moved: watch::Sender<u64>,
+    // Rises when clients may belong to other scopes than before, and before they are rung.
+    moves: AtomicU64,
     is_ready: watch::Sender<bool>,
     last_stream: AtomicU64,
     /// The streams that are open.
@@ -33,18 +35,7 @@ pub struct Plane {
 #[derive(Debug, Default)]
 struct State {
     catalog: Catalog,
-    // Sources that must have spoken before anything is served.
-    awaited: BTreeSet<Source>,
-    channels: BTreeMap<ScopeKey, watch::Sender<Arc<View>>>,
-}
-
-/// A client's place in the plane: its scope, and the view of that scope as it changes.
-#[derive(Debug)]
-pub struct Subscriber {
-    /// The scope the client belongs to.
-    pub scope: ScopeKey,
-    /// The view that the client should have.
-    pub view: watch::Receiver<Arc<View>>,
+    scopes: BTreeMap<ScopeKey, Arc<Scope>>,
 }
 
 impl Default for Plane {
@@ -59,7 +50,7 @@ impl Plane {
     pub fn new() -> Self {
         Self {
             state: Mutex::default(),
-            scopes_moved: watch::Sender::new(0),
+            moves: AtomicU64::new(0),
             is_ready: watch::Sender::new(false),
             last_stream: AtomicU64::new(0),
             clients: Clients::default(),
@@ -67,108 +58,73 @@ impl Plane {
         }
     }
 
-    /// A plane that is not ready until each of these sources has made its first commit: what only
-    /// one of them has would look like the removal of what the others have (R6).
-    pub fn awaiting(sources: impl IntoIterator<Item = Source>) -> Self {
-        let plane = Self::new();
-        plane.lock().awaited.extend(sources);
-        plane
-    }
-
-    /// Makes this the whole set of documents of the configuration directory, and wakes the streams
-    /// that it concerns. Returns the generation in force.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`CommitError`] if a document of another source is in the way; nothing changes then.
-    pub fn publish(&self, documents: Vec<Document>) -> Result<u64, CommitError> {
-        let commit = Commit::new(Source::CONFIG_DIR).replace(documents);
-        self.commit(commit).map(|published| published.generation)
-    }
-
-    /// Changes documents of one source in one generation, and wakes the streams that it concerns.
-    ///
-    /// Encodes what is new on the calling thread: thousands of resources take milliseconds.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`CommitError`] if any part of it cannot be; nothing changes then.
-    pub fn commit(&self, commit: Commit) -> Result<Published, CommitError> {
+    /// Puts a whole new set of documents in force and wakes the streams that it concerns.
+    pub fn publish(&self, documents: Vec<Document>) -> u64 {
         let before = Counts::of_thread();
-        let source = commit.source;
         let mut state = self.lock();
-        let State {
-            catalog, channels, ..
-        } = &mut *state;
-        let is_patch = |it: &Operation| matches!(it, Operation::Patch { .. });
-        if !commit.operations.iter().all(is_patch) {
-            channels.retain(|_, channel| channel.receiver_count() > 0);
-            catalog.retain_scopes(|key| channels.contains_key(key));
-        }
-        let published = catalog.commit(commit)?;
-        state.awaited.remove(&source);
-        self.announce(state, &published);
+        let State { catalog, scopes } = &mut *state;
+        // A scope that only this map knows has no streams, and gets none but through it.
+        scopes.retain(|_, scope| Arc::strong_count(scope) > 1);
+        catalog.retain_scopes(|key| scopes.contains_key(key));
+        let published = catalog.publish(documents);
+        let generation = self.announce(state, &published);
         self.metrics.change_cost.observe_since(before);
-        Ok(published)
+        generation
     }
 
-    /// A document in force.
-    pub fn document(&self, name: &str) -> Option<Arc<StoredDocument>> {
-        self.lock().catalog.document(name).cloned()
+    /// Changes some resources of one document, or makes it, and wakes the streams that it concerns.
+    pub fn patch(&self, document: &Name, upserts: Vec<Draft>, removals: &[(TypeUrl, Name)]) -> u64 {
+        let before = Counts::of_thread();
+        let mut state = self.lock();
+        let published = state.catalog.patch(document, upserts, removals);
+        let generation = self.announce(state, &published);
+        self.metrics.change_cost.observe_since(before);
+        generation
     }
 
-    /// The documents in force by name, and the generation.
-    pub fn documents(&self) -> (u64, Vec<(Name, Arc<StoredDocument>)>) {
-        let state = self.lock();
-        let documents = state.catalog.documents();
-        let documents = documents.map(|(name, it)| (Name::clone(name), Arc::clone(it)));
-        (state.catalog.generation(), documents.collect())
-    }
-
-    fn announce(&self, mut state: MutexGuard<'_, State>, published: &Published) {
-        let State {
-            catalog,
-            channels,
-            awaited,
-        } = &mut *state;
-        for key in &published.changed {
-            if let Some(channel) = channels.get(key) {
-                channel.send_replace(catalog.view(key));
+    fn announce(&self, mut state: MutexGuard<'_, State>, published: &Published) -> u64 {
+        let State { catalog, scopes } = &mut *state;
+        for change in &published.changed {
+            if let Some(scope) = scopes.get(&change.scope) {
+                let view = catalog.view(&change.scope);
+                let announced = scope.announce(view, &change.resources);
+                self.metrics.count_wakes(announced.woken);
             }
         }
-        self.metrics.observe_publish(
-            published.generation,
-            catalog.documents_len(),
-            channels.len(),
-        );
         if published.are_scopes_moved {
-            self.scopes_moved.send_replace(published.generation);
+            self.moves.fetch_add(1, Ordering::SeqCst);
+            let woken = scopes.values().map(|scope| scope.ring_moved()).sum();
+            self.metrics.count_wakes(woken);
         }
-        let is_ready = awaited.is_empty();
+        self.metrics
+            .observe_publish(published.generation, catalog.documents_len(), scopes.len());
         drop(state);
-        if is_ready {
-            self.is_ready.send_replace(true);
-        }
+        self.is_ready.send_replace(true);
+        published.generation
     }
 
-    /// Finds the scope of a client and joins it.
-    pub fn subscribe(&self, node: &NodeView<'_>) -> Subscriber {
+    /// Finds the scope of a client.
+    pub(crate) fn scope_of(&self, node: &NodeView<'_>) -> Arc<Scope> {
         let mut state = self.lock();
-        let State {
-            catalog, channels, ..
-        } = &mut *state;
-        let scope = catalog.scope_of(node);
-        let view = catalog.view(&scope);
-        let channel = channels
-            .entry(scope.clone())
-            .or_insert_with(|| watch::Sender::new(view));
-        let view = channel.subscribe();
-        Subscriber { scope, view }
+        let State { catalog, scopes } = &mut *state;
+        let key = catalog.scope_of(node);
+        let view = catalog.view(&key);
+        let scope = scopes
+            .entry(key.clone())
+            .or_insert_with(|| Arc::new(Scope::new(key, view)));
+        Arc::clone(scope)
     }
 
-    /// Tells when a client must look up its scope again.
-    pub fn scopes_moved(&self) -> watch::Receiver<u64> {
-        self.scopes_moved.subscribe()
+    /// Brings a client to the scope that it belongs to.
+    pub(crate) fn place(&self, client: &Arc<Client>, node: &NodeView<'_>, now: Duration) {
+        loop {
+            // Scopes that move from here on either ring the client, or are seen to have moved.
+            let moves = self.moves.load(Ordering::SeqCst);
+            client.move_to(&self.scope_of(node), now);
+            if self.moves.load(Ordering::SeqCst) == moves {
+                return;
+            }
+        }
     }
 
     /// Whether there is a configuration to serve.
@@ -184,6 +140,12 @@ impl Plane {
     /// Returns a number that no other stream of this process has.
     pub fn next_stream_id(&self) -> u64 {
         self.last_stream.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Entries in the indexes of who wants what.
+    pub fn interest_entries(&self) -> usize {
+        let state = self.lock();
+        state.scopes.values().map(|it| it.interest_entries()).sum()
     }
 
     /// Number of the last commit, and the views in use by scope.

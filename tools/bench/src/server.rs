@@ -18,7 +18,7 @@ use isthmus_xds::grpc::DiscoveryService;
 use isthmus_xds::plane::Plane;
 use isthmus_xds::server::http2_server;
 use isthmus_xds_core::catalog::Draft;
-use isthmus_xds_core::{Commit, Document, Extras, Name, Source, TypeUrl};
+use isthmus_xds_core::{Document, Extras, Name, TypeUrl};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::server::TcpIncoming;
@@ -77,7 +77,7 @@ impl Commands {
                     },
                     resources: drafts(Path::new(file))?,
                 });
-                self.plane.publish(self.documents.clone())?;
+                self.plane.publish(self.documents.clone());
             }
             ["prepare", id, group, file] => {
                 let change = (Name::from(group), drafts(Path::new(file))?);
@@ -90,9 +90,7 @@ impl Commands {
                 for id in ids {
                     let (document, drafts) = self.prepared.remove(*id).context("no such change")?;
                     clock::sleep_until(planned);
-                    let commit = Commit::new(Source::CONFIG_DIR);
-                    self.plane
-                        .commit(commit.patch(document, drafts, Vec::new()))?;
+                    self.plane.patch(&document, drafts, &[]);
                     planned += interval;
                 }
             }
