@@ -10,8 +10,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
+use bytes::Bytes;
+use isthmus_proto::pb::envoy::config::core::v3::Node;
 use isthmus_xds_core::stream::TypeStatus;
-use isthmus_xds_core::{Event, Request, RequestError, Response, ScopeKey, Stream, Variant, View};
+use isthmus_xds_core::{
+    Event, Request, RequestError, ResourceStatus, Response, ScopeKey, Stream, Variant, View,
+};
+use prost::Message;
 
 use crate::interest::Slot;
 use crate::plane::Plane;
@@ -33,6 +38,7 @@ pub struct Client {
     pub variant: Variant,
     pub(crate) slot: Slot,
     pub(crate) bell: Bell,
+    node: Bytes,
     live: Mutex<Live>,
 }
 
@@ -60,6 +66,17 @@ impl Client {
     /// Where it stands, type by type.
     pub fn types(&self) -> Vec<TypeStatus> {
         self.lock().stream.status()
+    }
+
+    /// What it said of itself, without its list of extensions.
+    pub fn node(&self) -> Node {
+        Node::decode(self.node.clone()).unwrap_or_default()
+    }
+
+    /// Where it stands, resource by resource, and what its scope has. Costs all that it asked for.
+    pub fn resources(&self) -> (Vec<ResourceStatus>, Arc<View>) {
+        let live = self.lock();
+        (live.stream.config_status(), live.scope.view())
     }
 
     /// Applies a request to the newest view. The index knows what it asked for when this returns.
@@ -196,6 +213,7 @@ impl Clients {
 pub(crate) struct Introduction {
     pub(crate) node_id: String,
     pub(crate) node_cluster: String,
+    pub(crate) node: Bytes,
     pub(crate) user_agent: String,
     pub(crate) peer: ConnectedPeer,
     pub(crate) variant: Variant,
@@ -222,6 +240,7 @@ impl Membership {
             variant: who.variant,
             slot: plane.clients.take_slot(),
             bell: Bell::default(),
+            node: who.node,
             live: Mutex::new(Live {
                 scope: who.scope,
                 stream: who.stream,

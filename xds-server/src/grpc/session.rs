@@ -107,6 +107,7 @@ impl Session {
         let introduction = Introduction {
             node_id: node.id.clone(),
             node_cluster: node.cluster.clone(),
+            node: node.encoded.clone(),
             user_agent: node.user_agent.clone(),
             peer: opening.peer,
             variant,
