@@ -9,7 +9,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use isthmus_xds_core::stream::TypeStatus;
-use isthmus_xds_core::{ScopeKey, TypeSet, View};
+use isthmus_xds_core::{ScopeKey, TypeSet, Variant, View};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -45,7 +45,6 @@ async fn readyz(State(plane): State<Arc<Plane>>) -> (StatusCode, &'static str) {
 
 async fn metrics(State(plane): State<Arc<Plane>>) -> Response {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    plane.metrics.observe_interest(plane.interest_entries());
     match plane.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
@@ -133,14 +132,16 @@ fn dump_client(id: u64, client: &Client) -> Value {
         "identity": client.peer.identity().map(ToString::to_string),
         "variant": format!("{:?}", client.variant).to_lowercase(),
         "documents": client.scope().documents().iter().map(|name| &**name).collect::<Vec<_>>(),
-        "types": client.types().iter().map(dump_status).collect::<Vec<_>>(),
+        "types": client.types().iter().map(|status| dump_status(client.variant, status)).collect::<Vec<_>>(),
     })
 }
 
-fn dump_status(status: &TypeStatus) -> Value {
+fn dump_status(variant: Variant, status: &TypeStatus) -> Value {
     // CSDS's words (envoy/service/status/v3/csds.proto).
     let config_status = match (&status.refusal, status.sent_generation, status.is_settled) {
         (Some(_), ..) => "ERROR",
+        // An incremental client is answered whatever it asks for: one that was sent nothing said that it holds it all.
+        (None, None, true) if variant == Variant::Delta => "SYNCED",
         (None, None, _) => "NOT_SENT",
         (None, Some(_), true) => "SYNCED",
         (None, Some(_), false) => "STALE",

@@ -115,7 +115,8 @@ const KNOWN: [TypeRules; 10] = [
     TypeRules {
         type_url: VIRTUAL_HOST,
         is_full_state: false,
-        has_legacy_wildcard: false,
+        // Envoy names no host until a request needs one, and starts once it has any.
+        has_legacy_wildcard: true,
         rank: 7,
         makes_after: &[CLUSTER],
         breaks_after: &[ROUTE],

@@ -564,3 +564,14 @@ fn r57_n22_virtual_hosts_are_found_by_alias_and_absence_has_a_name() {
     client.publish(plane.publish(&changed));
     assert!(client.receive().is_empty());
 }
+
+#[test]
+fn r16_r57_a_request_for_no_virtual_host_is_for_all_of_them() {
+    let mut plane = Plane::default();
+    let hosts = [(ROUTE, "rc", "1"), (VIRTUAL_HOST, "rc/shop", "1")];
+    let mut client = Client::delta(plane.publish(&hosts));
+    client.ask(ROUTE, &["rc"]);
+    client.ask(VIRTUAL_HOST, &[]);
+    let replies = client.settle();
+    assert_eq!(replies[1].resources, ["rc/shop=1"]);
+}
