@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::http::{HttpConnection, Response};
@@ -77,6 +77,25 @@ impl ControlPlane {
     ///
     /// When it ends, or is not ready in time.
     pub fn start(&mut self) -> Result<()> {
+        self.launch()?;
+        wait::until("a ready isthmus-xds", READY_DEADLINE, || {
+            let response = self.admin("/readyz")?;
+            ensure!(
+                response.status == 200,
+                "/readyz answers {}: {}",
+                response.status,
+                response.text().trim()
+            );
+            Ok(())
+        })
+    }
+
+    /// Starts the program and waits until it answers, ready or not: its documents may be wrong.
+    ///
+    /// # Errors
+    ///
+    /// When it ends, or does not answer in time.
+    pub fn launch(&mut self) -> Result<()> {
         let mut process = Process::start(&Program {
             args: vec![
                 "--config-dir".into(),
@@ -94,16 +113,9 @@ impl ControlPlane {
             path: &programs::own("isthmus-xds")?,
             user: User::Caller,
         })?;
-        wait::until("a ready isthmus-xds", READY_DEADLINE, || {
+        wait::until("a live isthmus-xds", READY_DEADLINE, || {
             process.check_running()?;
-            let response = self.admin("/readyz")?;
-            ensure!(
-                response.status == 200,
-                "/readyz answers {}: {}",
-                response.status,
-                response.text().trim()
-            );
-            Ok(())
+            self.admin("/livez").map(drop)
         })?;
         self.process = Some(process);
         Ok(())
@@ -168,6 +180,43 @@ impl ControlPlane {
         let stream = netns::enter(self.plan.netns.as_deref(), || TcpStream::connect(address))?
             .context("the admin interface of isthmus-xds does not answer")?;
         Ok(HttpConnection::new(stream).request("GET", "admin", path, "connection: close\r\n")?)
+    }
+
+    /// What it knows of the streams of a node: one entry of `/config_dump` for each.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer with a dump.
+    pub fn clients_of(&self, node: &str) -> Result<Vec<Value>> {
+        let response = self.admin(&format!("/config_dump?node={node}"))?;
+        let mut dump: Value = serde_json::from_slice(&response.body)
+            .with_context(|| format!("/config_dump answers {}", response.status))?;
+        let Value::Array(clients) = dump["clients"].take() else {
+            bail!("the dump has no clients: {dump}");
+        };
+        Ok(clients)
+    }
+
+    /// Sums a metric over the series whose labels hold all of `labels`, such as `type="cds"`. One that was never counted
+    /// is 0.
+    ///
+    /// # Errors
+    ///
+    /// When the metrics cannot be read.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> Result<u64> {
+        let text = self.admin("/metrics")?.text();
+        let series = text.lines().filter(|line| {
+            let rest = line.strip_prefix(name).unwrap_or_default();
+            rest.starts_with(['{', ' ']) && labels.iter().all(|label| rest.contains(label))
+        });
+        series
+            .map(|line| {
+                let value = line.rsplit(' ').next().unwrap_or_default();
+                value
+                    .parse::<u64>()
+                    .with_context(|| format!("metric {line:?}"))
+            })
+            .sum()
     }
 
     /// What it has printed, from all its starts.

@@ -29,6 +29,8 @@ pub enum Protocol {
     Delta,
     /// A stream of its own for each type, state of the world.
     PerType,
+    /// A stream of its own for each type, incremental.
+    PerTypeDelta,
     /// One aggregated stream, state of the world.
     Sotw,
 }
@@ -41,13 +43,18 @@ impl Protocol {
             Self::PerType => {
                 json!({"api_config_source": api_config_source("GRPC"), "resource_api_version": "V3"})
             }
+            Self::PerTypeDelta => {
+                json!({"api_config_source": api_config_source("DELTA_GRPC"), "resource_api_version": "V3"})
+            }
         }
     }
 
     fn dynamic_resources(self) -> Value {
         let source = self.config_source();
         match self {
-            Self::PerType => json!({"lds_config": source, "cds_config": source}),
+            Self::PerType | Self::PerTypeDelta => {
+                json!({"lds_config": source, "cds_config": source})
+            }
             Self::Sotw => {
                 json!({"ads_config": api_config_source("GRPC"), "lds_config": source, "cds_config": source})
             }
@@ -87,6 +94,22 @@ pub struct EnvoyPlan<'a> {
     pub user: User,
 }
 
+impl EnvoyPlan<'_> {
+    /// The bootstrap, for changes that a test makes to it.
+    pub fn bootstrap(&self) -> Value {
+        json!({
+            "node": {"id": self.id, "cluster": self.cluster},
+            "admin": {"address": {"pipe": {"path": self.admin()}}},
+            "dynamic_resources": self.protocol.dynamic_resources(),
+            "static_resources": {"clusters": [control_plane_cluster(self.control_plane)]},
+        })
+    }
+
+    fn admin(&self) -> PathBuf {
+        self.dir.join("admin.sock")
+    }
+}
+
 /// A running Envoy.
 #[derive(Debug)]
 pub struct RealEnvoy {
@@ -101,13 +124,19 @@ impl RealEnvoy {
     ///
     /// When it cannot be started.
     pub fn start(plan: &EnvoyPlan<'_>) -> Result<Self> {
-        let admin = plan.dir.join("admin.sock");
-        let bootstrap = plan.dir.join("bootstrap.json");
-        fs::write(
-            &bootstrap,
-            serde_json::to_vec_pretty(&render_bootstrap(plan, &admin))?,
-        )
-        .with_context(|| format!("{} could not be written", bootstrap.display()))?;
+        Self::start_with(plan, &plan.bootstrap())
+    }
+
+    /// Starts Envoy with a bootstrap that may differ from the plan's own.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_with(plan: &EnvoyPlan<'_>, bootstrap: &Value) -> Result<Self> {
+        let admin = plan.admin();
+        let file = plan.dir.join("bootstrap.json");
+        fs::write(&file, serde_json::to_vec_pretty(bootstrap)?)
+            .with_context(|| format!("{} could not be written", file.display()))?;
         let flags = [
             "--concurrency",
             "1",
@@ -118,7 +147,7 @@ impl RealEnvoy {
         let mut args: Vec<_> = flags.map(Into::into).into();
         // Access logs are read by tests: the default lets them wait for 10 s.
         args.extend(["--file-flush-interval-msec", "50", "--config-path"].map(Into::into));
-        args.push(bootstrap.into());
+        args.push(file.into());
         let process = Process::start(&Program {
             args,
             log_dir: plan.dir,
@@ -209,6 +238,15 @@ impl RealEnvoy {
     pub fn process(&self) -> &Process {
         &self.process
     }
+
+    /// Fails, with the end of its log, if it has ended by itself.
+    ///
+    /// # Errors
+    ///
+    /// When it is not running.
+    pub fn check_running(&mut self) -> Result<()> {
+        self.process.check_running()
+    }
 }
 
 fn admin(socket: &Path, method: &str, path: &str) -> Result<String> {
@@ -228,15 +266,7 @@ fn admin(socket: &Path, method: &str, path: &str) -> Result<String> {
     Ok(text)
 }
 
-fn render_bootstrap(plan: &EnvoyPlan<'_>, admin: &Path) -> Value {
-    json!({
-        "node": {"id": plan.id, "cluster": plan.cluster},
-        "admin": {"address": {"pipe": {"path": admin}}},
-        "dynamic_resources": plan.protocol.dynamic_resources(),
-        "static_resources": {"clusters": [control_plane_cluster(plan.control_plane)]},
-    })
-}
-
+/// The cluster that leads to a control plane, for a bootstrap.
 fn control_plane_cluster(address: SocketAddrV4) -> Value {
     let http2 = json!({
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accelerator;
+pub mod backend;
 pub mod bpftool;
 pub mod control_plane;
 pub mod envoy;

@@ -1,12 +1,11 @@
 //! A service moves from one backend to another in one commit, again and again, under load on a real Envoy: the new
 //! cluster is made before the route turns to it, and the old one is broken only after.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::thread;
+use std::net::SocketAddrV4;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use isthmus_integration_tests::backend::Backend;
 use isthmus_integration_tests::envoy::Protocol;
 use isthmus_integration_tests::load::Load;
 use isthmus_integration_tests::loopback::LoopbackMesh;
@@ -28,7 +27,7 @@ fn a_hundred_backend_switches_fail_no_request_over_sotw() -> Result<()> {
 }
 
 fn switch_backends(protocol: Protocol) -> Result<()> {
-    let backend = Backend::start()?;
+    let backend = Backend::start("ok\n")?;
     let mesh = LoopbackMesh::start(protocol, "000")?;
     let load = Load::start(&mesh.load_plan(CONNECTIONS));
     load.wait_for(100)?;
@@ -36,7 +35,7 @@ fn switch_backends(protocol: Protocol) -> Result<()> {
     let started = Instant::now();
     for number in 1..=SWITCHES {
         let revision = format!("{number:03}");
-        let commit = commit(protocol, &revision, backend.address);
+        let commit = commit(protocol, &revision, backend.address());
         mesh.control_plane.publish("routes.yaml", &commit)?;
         mesh.wait_revision(&revision)
             .with_context(|| format!("switch {number}"))?;
@@ -73,7 +72,7 @@ fn switch_backends(protocol: Protocol) -> Result<()> {
 }
 
 // A cluster, its endpoints and the route to it, none of which was there before.
-fn commit(protocol: Protocol, revision: &str, backend: SocketAddr) -> Value {
+fn commit(protocol: Protocol, revision: &str, backend: SocketAddrV4) -> Value {
     let cluster = format!("backend-{revision}");
     let address = json!({"address": backend.ip().to_string(), "portValue": backend.port()});
     document(
@@ -103,41 +102,4 @@ fn commit(protocol: Protocol, revision: &str, backend: SocketAddr) -> Value {
             }),
         ],
     )
-}
-
-/// An HTTP server that says 200 to everything. Its threads end with the process.
-struct Backend {
-    address: SocketAddr,
-}
-
-impl Backend {
-    fn start() -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
-        let address = listener.local_addr()?;
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                thread::spawn(move || serve(stream));
-            }
-        });
-        Ok(Self { address })
-    }
-}
-
-// Ends when the client is gone.
-fn serve(stream: TcpStream) -> Option<()> {
-    stream.set_nodelay(true).ok()?;
-    let mut reader = BufReader::new(stream.try_clone().ok()?);
-    let mut writer = stream;
-    let mut line = String::new();
-    loop {
-        line.clear();
-        if reader.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        if line == "\r\n" {
-            writer
-                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n")
-                .ok()?;
-        }
-    }
 }

@@ -5,7 +5,7 @@
 //! times, counts and logs.
 //!
 //! ```text
-//!  DIR ──config_dir──▶ documents ──▶ Plane ──(who wants what)──▶ grpc::session ──▶ Envoy
+//!  DIR ──config_dir──▶ documents ──▶ Plane ──(a channel per scope)──▶ grpc::session ──▶ Envoy
 //!                                      └──▶ admin: /livez /readyz /metrics /config_dump
 //! ```
 #![forbid(unsafe_code)]
@@ -18,12 +18,10 @@ pub mod config_dir;
 pub mod documents;
 pub mod grpc;
 mod heap;
-mod interest;
 pub mod metrics;
 pub mod plane;
 pub mod redact;
 pub mod reload;
-mod scope;
 pub mod server;
 pub mod services;
 pub mod transport;

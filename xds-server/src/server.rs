@@ -17,7 +17,7 @@ use crate::cli::Cli;
 use crate::config_dir::watch::WatchError;
 use crate::plane::Plane;
 use crate::reload;
-use crate::services::{Options, Services};
+use crate::services::Services;
 use crate::transport::{Listeners, TransportError};
 
 /// Streams of one connection. Envoy opens one for ADS, or one per type.
@@ -62,7 +62,6 @@ pub struct Server {
     xds: Listeners,
     admin: TcpListener,
     config_dir: PathBuf,
-    options: Options,
 }
 
 impl Server {
@@ -82,9 +81,6 @@ impl Server {
             xds,
             admin: admin.map_err(|source| ServerError::Bind { addr, source })?,
             config_dir: cli.config_dir.clone(),
-            options: Options {
-                status_readers: cli.status_readers.clone(),
-            },
         })
     }
 
@@ -121,7 +117,7 @@ impl Server {
         let (xds, admin) = (name(self.xds_addr()), name(self.admin_addr()));
         let admin_server = tokio::spawn(serve_admin(self.admin, Arc::clone(&plane)));
         let identifier = format!("isthmus-xds/{}", env!("CARGO_PKG_VERSION"));
-        let services = Services::new(plane, identifier.into(), self.options, stopped.clone());
+        let services = Services::new(plane, identifier.into(), stopped.clone());
         let config_dir = self.config_dir.display();
         let security = self.xds.security();
         info!(xds, security, admin, %config_dir, "serving");

@@ -25,10 +25,13 @@ const COPIED_BYTES: usize = 32 * 1024;
 pub(super) struct Slot(Arc<Mutex<Option<Response>>>);
 
 impl Slot {
-    /// Whether the body has taken the last response. Only the body's own poll brings this
+    /// Waits for the body to have taken the last response. Only the body's own poll brings this
     /// forward, and it polls the session each time.
-    pub(super) fn is_vacant(&self) -> bool {
-        self.lock().is_none()
+    pub(super) fn vacant(&self) -> impl Future<Output = ()> {
+        std::future::poll_fn(|_| match *self.lock() {
+            None => Poll::Ready(()),
+            Some(_) => Poll::Pending,
+        })
     }
 
     /// Puts in a response; the slot was seen vacant.
