@@ -18,6 +18,7 @@ pub mod config_dir;
 pub mod documents;
 pub mod grpc;
 mod heap;
+pub mod http2;
 pub mod metrics;
 pub mod plane;
 pub mod redact;

@@ -15,18 +15,11 @@ use tracing::{info, warn};
 use crate::admin;
 use crate::cli::Cli;
 use crate::config_dir::watch::WatchError;
+use crate::http2;
 use crate::plane::Plane;
 use crate::reload;
 use crate::services::Services;
 use crate::transport::{Listeners, TransportError};
-
-/// Streams of one connection. Envoy opens one for ADS, or one per type.
-const STREAMS_PER_CONNECTION: u32 = 256;
-
-/// How often a silent connection is asked whether it lives, and how long it may think about it:
-/// a proxy that vanished without a word is forgotten after their sum.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long streams may take to end when the server stops; each was told to reconnect by then.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -45,9 +38,6 @@ pub enum ServerError {
     /// The process cannot receive signals.
     #[error("cannot watch for SIGTERM")]
     Signal(#[source] io::Error),
-    /// The gRPC server failed.
-    #[error("the xDS server failed")]
-    Xds(#[source] tonic::transport::Error),
     /// The xDS services cannot be reached as asked.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -123,35 +113,25 @@ impl Server {
         info!(xds, security, admin, %config_dir, "serving");
 
         let mut until_stopped = stopped;
-        let server =
-            http2_server().serve_with_incoming_shutdown(services, self.xds.accept(), async move {
-                // Fails only if the sender is gone, and then it is time to stop as well.
-                let _ = until_stopped.wait_for(|is_stopped| *is_stopped).await;
-            });
+        let server = http2::serve(services, self.xds.accept(), async move {
+            // Fails only if the sender is gone, and then it is time to stop as well.
+            let _ = until_stopped.wait_for(|is_stopped| *is_stopped).await;
+        });
         tokio::pin!(server);
-        let ended = tokio::select! {
-            ended = &mut server => ended.map_err(ServerError::Xds),
+        tokio::select! {
+            () = &mut server => {}
             () = stop => {
                 info!("stopping: clients are told to reconnect");
                 stopping.send_replace(true);
                 if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
                     warn!("streams did not end within {DRAIN:?}; closing their connections");
                 }
-                Ok(())
             }
-        };
+        }
         source.abort();
         admin_server.abort();
-        ended
+        Ok(())
     }
-}
-
-/// An HTTP/2 server with the bounds that the xDS services are run with.
-pub fn http2_server() -> tonic::transport::Server {
-    tonic::transport::Server::builder()
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }
 
 /// Serves until SIGTERM or SIGINT.

@@ -1,7 +1,7 @@
 //! How clients reach the services, and who they are proven to be.
 //!
 //! ```text
-//!  TCP ──accept──▶ [TLS handshake, a task each] ──▶ Connection + ConnectedPeer ──▶ tonic
+//!  TCP ──accept──▶ [TLS handshake, a task each] ──▶ Connection + ConnectedPeer ──▶ http2
 //!  Unix socket ──accept──▶ SO_PEERCRED ─────────────▲
 //! ```
 //!

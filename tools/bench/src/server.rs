@@ -15,13 +15,12 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use isthmus_api::envoy_resources::Selector;
 use isthmus_xds::grpc::DiscoveryService;
+use isthmus_xds::http2;
 use isthmus_xds::plane::Plane;
-use isthmus_xds::server::http2_server;
 use isthmus_xds_core::catalog::Draft;
 use isthmus_xds_core::{Document, Extras, Name, TypeUrl};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tonic::transport::server::TcpIncoming;
 
 use crate::resources::{self, Kind, TYPE_URLS};
 use crate::{clock, process};
@@ -37,10 +36,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
     println!("listening {}", listener.local_addr()?.port());
     let service = DiscoveryService::new(Arc::clone(&plane), "isthmus-bench".into(), stopped);
-    let server = runtime.spawn(http2_server().serve_with_incoming(
-        service,
-        TcpIncoming::from(listener).with_nodelay(Some(true)),
-    ));
+    let server = runtime.spawn(async move {
+        http2::serve(service, http2::tcp(listener), std::future::pending()).await;
+    });
     let mut commands = Commands {
         plane,
         documents: Vec::new(),

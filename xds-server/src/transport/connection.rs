@@ -4,10 +4,11 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use http::Extensions;
+use isthmus_http2::Transport;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::Connected;
 
 use super::peer::ConnectedPeer;
 
@@ -26,11 +27,9 @@ pub(super) enum Socket {
     Unix(UnixStream),
 }
 
-impl Connected for Connection {
-    type ConnectInfo = ConnectedPeer;
-
-    fn connect_info(&self) -> ConnectedPeer {
-        self.peer.clone()
+impl Transport for Connection {
+    fn describe(&self, request: &mut Extensions) {
+        request.insert(self.peer.clone());
     }
 }
 

@@ -37,6 +37,7 @@ const TABLE: &[(&str, Row, Side)] = &[
     ("isthmus-api", Row::Vocabulary, Side::Shared),
     ("isthmus-bench", Row::Measures, Side::Shared),
     ("isthmus-heap", Row::Vocabulary, Side::Shared),
+    ("isthmus-http2", Row::TouchesTheWorld, Side::ControlPlane),
     (
         "isthmus-integration-tests",
         Row::NobodyImports,
