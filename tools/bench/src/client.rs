@@ -6,13 +6,14 @@
 //! has them all; samples in microseconds go to the file); `reconnect` (all at once, with the
 //! versions they hold).
 
-mod http2;
-mod message;
-mod session;
+pub(crate) mod http2;
+pub(crate) mod message;
+pub(crate) mod session;
 
 use std::cell::RefCell;
 use std::io::{BufRead, Write};
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -27,19 +28,20 @@ use session::Session;
 
 /// Connections that are being opened at the same time: below the shortest queue of a listening
 /// socket, which is the standard library's 128.
-const CONNECTING: usize = 100;
+pub(crate) const CONNECTING: usize = 100;
 
 /// Bytes that are read at once.
-const READ_BYTES: usize = 256 * 1024;
+pub(crate) const READ_BYTES: usize = 256 * 1024;
 
 /// After a reconnect, a server that was silent for so long has nothing to say.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// How often a state that many streams make is looked at.
-const LOOK: Duration = Duration::from_millis(2);
+pub(crate) const LOOK: Duration = Duration::from_millis(2);
 
-/// How long streams may take to be opened and answered.
-const CONNECT: Duration = Duration::from_mins(1);
+/// How long streams may take to be opened and answered: a thousand with five thousand clusters
+/// each are gigabytes.
+const CONNECT: Duration = Duration::from_mins(5);
 
 /// What the clients speak.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -60,8 +62,16 @@ pub(crate) struct ClientArgs {
     /// `node.cluster` of each client, and the beginning of the names it asks for.
     #[arg(long)]
     group: String,
-    #[arg(long)]
-    clusters: usize,
+    /// The clusters whose endpoints it asks for, as `FIRST..END`.
+    #[arg(long, value_parser = range)]
+    endpoints: Range<usize>,
+}
+
+/// Reads `FIRST..END`.
+pub(crate) fn range(text: &str) -> Result<Range<usize>, String> {
+    let parts = text.split_once("..");
+    let range = parts.and_then(|(start, end)| Some(start.parse().ok()?..end.parse().ok()?));
+    range.ok_or_else(|| format!("{text} is not FIRST..END"))
 }
 
 /// Changes that are under way.
@@ -87,7 +97,7 @@ struct Counters {
 
 /// What all streams share.
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     args: ClientArgs,
     names: session::Names,
     plan: Option<Plan>,

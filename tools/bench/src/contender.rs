@@ -1,17 +1,19 @@
 //! A server and its clients: brought up, put through changes, measured.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::ValueEnum;
 
 use crate::clock;
 use crate::process::Process;
 use crate::resources::{self, Touched};
 
-/// How long a command that loads or connects may take.
-const PATIENCE: Duration = Duration::from_secs(100);
+/// How long a command that loads or connects may take: longer than the clients themselves wait.
+const PATIENCE: Duration = Duration::from_mins(6);
 
 /// How long clients may lag behind the last planned change; those that do are reported.
 const LAG: Duration = Duration::from_secs(20);
@@ -19,14 +21,17 @@ const LAG: Duration = Duration::from_secs(20);
 /// From arming the clients to the first change.
 const LEAD: Duration = Duration::from_millis(200);
 
-/// What serves.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+/// What serves. Neighbours are up at the same time where not all can be.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, ValueEnum)]
 pub(crate) enum Server {
+    /// Ours.
     Isthmus,
+    /// go-control-plane with its snapshot cache.
     GoControlPlane,
+    /// Writes the same bytes to as many sockets.
+    Floor,
     /// go-control-plane with a `LinearCache` for EDS.
     GoControlPlaneLinear,
-    Floor,
 }
 
 /// Where files and programs are.
@@ -45,6 +50,11 @@ impl Server {
             Self::GoControlPlaneLinear => "go_control_plane_linear",
             Self::Floor => "floor",
         }
+    }
+
+    /// Whether it is the peer, with either cache.
+    pub(crate) fn is_go_control_plane(self) -> bool {
+        matches!(self, Self::GoControlPlane | Self::GoControlPlaneLinear)
     }
 
     fn start(self, places: &Places) -> anyhow::Result<Process> {
@@ -69,11 +79,23 @@ fn myself(role: &str) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// Clients that asked for the resources of one group.
-#[derive(Debug)]
-struct Clients {
-    process: Process,
-    streams: usize,
+/// What clients ask for.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    /// Whose resources.
+    pub(crate) name: &'static str,
+    /// The endpoints of which clusters; what is beyond the server's clusters is not asked for.
+    pub(crate) endpoints: Range<usize>,
+}
+
+impl Group {
+    /// Everything that a group has.
+    pub(crate) fn all_of(name: &'static str) -> Self {
+        Self {
+            name,
+            endpoints: 0..usize::MAX,
+        }
+    }
 }
 
 /// A server under load.
@@ -82,7 +104,8 @@ pub(crate) struct Contender {
     pub(crate) server: Server,
     process: Process,
     port: u16,
-    clients: Vec<Clients>,
+    // Those whose resources change come first.
+    clients: Vec<Process>,
     places: Places,
     clusters: usize,
     last_change: u32,
@@ -94,20 +117,37 @@ pub(crate) struct Series {
     pub(crate) touched: Touched,
     pub(crate) changes: u32,
     pub(crate) interval: Duration,
-    // Of the floor: what one client gets of one change.
+    /// Of the floor: what one client gets of one change. Nothing happens if that is nothing.
     pub(crate) bytes: usize,
 }
 
 /// What a series did.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
+    pub(crate) changes: u32,
     pub(crate) cpu: Duration,
     /// Planned change to client, in microseconds, unsorted.
     pub(crate) micros: Vec<u32>,
     /// Clients that lacked the last change at the end.
     pub(crate) missing: u64,
     pub(crate) bytes_out: u64,
-    pub(crate) responses: u64,
+}
+
+impl Outcome {
+    /// Adds another series to this one.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        self.changes += other.changes;
+        self.cpu += other.cpu;
+        self.micros.extend(other.micros);
+        self.missing = self.missing.max(other.missing);
+        self.bytes_out += other.bytes_out;
+    }
+
+    /// Bytes that one stream was sent for one change.
+    pub(crate) fn bytes_per_stream(&self, streams: usize) -> usize {
+        let pushes = streams * self.changes as usize;
+        usize::try_from(self.bytes_out).unwrap_or(usize::MAX) / pushes.max(1)
+    }
 }
 
 /// What a mass reconnect did.
@@ -156,7 +196,7 @@ impl Contender {
     pub(crate) fn connect(
         &mut self,
         variant: &str,
-        group: &str,
+        group: &Group,
         streams: usize,
     ) -> anyhow::Result<()> {
         let variant = match self.server {
@@ -164,13 +204,15 @@ impl Contender {
             Server::Isthmus | Server::GoControlPlane | Server::GoControlPlaneLinear => variant,
         };
         let mut command = myself("client")?;
-        command.args(["--variant", variant, "--group", group]);
+        let Range { start, end } = group.endpoints;
+        let end = end.min(self.clusters);
+        command.args(["--variant", variant, "--group", group.name]);
         command.args(["--port", &self.port.to_string()]);
-        command.args(["--clusters", &self.clusters.to_string()]);
+        command.args(["--endpoints", &format!("{start}..{end}")]);
         let name = format!("clients of {}", self.server.name());
         let mut process = Process::start(&name, &mut command)?;
         process.ask(&format!("connect {streams}"), PATIENCE)?;
-        self.clients.push(Clients { process, streams });
+        self.clients.push(process);
         Ok(())
     }
 
@@ -194,6 +236,9 @@ impl Contender {
 
     /// Puts the server through a series of changes.
     pub(crate) fn change(&mut self, series: &Series) -> anyhow::Result<Outcome> {
+        if self.server == Server::Floor && series.bytes == 0 {
+            return Ok(Outcome::default());
+        }
         let first = self.last_change + 1;
         self.last_change += series.changes;
         let ids = self.prepare(series, first)?;
@@ -213,27 +258,27 @@ impl Contender {
         };
         let planned = LEAD + series.interval * series.changes;
         let millis = (planned + LAG).as_millis();
-        let main = &mut self.clients[0].process;
+        let main = &mut self.clients[0];
         main.ask(&expect, PATIENCE)?;
         self.process.send(&schedule)?;
         let wait = format!("wait {millis} {}", file.display());
         let counts = main.ask(&wait, planned + LAG + PATIENCE)?;
         self.process.answer(planned + PATIENCE)?;
         let cpu = self.cpu()?.saturating_sub(before);
-        let [missing, bytes_out, _, _, responses] = numbers(&counts)?;
+        let [missing, bytes_out, ..]: [u64; 5] = numbers(&counts)?;
         Ok(Outcome {
+            changes: series.changes,
             cpu,
             micros: read_samples(&file)?,
             missing,
             bytes_out,
-            responses,
         })
     }
 
     /// Breaks all connections at once; the clients come back with the versions they hold.
     pub(crate) fn reconnect(&mut self) -> anyhow::Result<Reconnected> {
         let before = self.cpu()?;
-        let counts = self.clients[0].process.ask("reconnect", PATIENCE)?;
+        let counts = self.clients[0].ask("reconnect", PATIENCE)?;
         let [took, bytes_out, _, resource_bytes, _] = numbers(&counts)?;
         Ok(Reconnected {
             cpu: self.cpu()?.saturating_sub(before),
@@ -241,11 +286,6 @@ impl Contender {
             bytes_out,
             resource_bytes,
         })
-    }
-
-    /// Streams whose resources change.
-    pub(crate) fn streams(&self) -> usize {
-        self.clients.first().map_or(0, |clients| clients.streams)
     }
 
     // Lets the server read each change before it is due, so that reading is not measured.

@@ -8,13 +8,17 @@
 mod client;
 mod clock;
 mod contender;
+mod doubled;
 mod floor;
 mod plot;
 mod process;
+mod profile;
 mod report;
 mod resources;
 mod run;
 mod server;
+mod soak;
+mod turns;
 
 use std::process::ExitCode;
 
@@ -27,7 +31,7 @@ static HEAP: isthmus_heap::CountingAllocator = isthmus_heap::CountingAllocator;
 /// The xDS benchmark.
 #[derive(Debug, Parser)]
 #[command(
-    after_help = "Examples:\n  cargo xtask bench xds --quick\n  cargo xtask bench xds --streams 10000 --clusters 100"
+    after_help = "Examples:\n  cargo xtask bench xds --quick\n  cargo xtask bench xds --streams 10000 --clusters 100 --scenario one-endpoint"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -38,7 +42,12 @@ struct Cli {
 enum Role {
     /// Runs the benchmark: prints a table and writes it, with plots, to a directory.
     Xds(run::Options),
-    /// Our server; used by `xds`.
+    /// Many streams, many changes, some clients that never read: fails if the server does not hold.
+    Soak(soak::Options),
+    /// The clients of half a soak; used by `soak`.
+    #[command(hide = true)]
+    SoakClients(soak::clients::ClientsArgs),
+    /// Our server; used by `xds` and `soak`.
     #[command(hide = true)]
     Serve,
     /// The clients; used by `xds`.
@@ -52,6 +61,8 @@ enum Role {
 fn main() -> ExitCode {
     let ran = match Cli::parse().role {
         Role::Xds(options) => run::run(&options),
+        Role::Soak(options) => soak::run(&options),
+        Role::SoakClients(args) => soak::clients::run(args),
         Role::Serve => server::run(),
         Role::Client(args) => client::run(args),
         Role::Floor => floor::run(),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use crate::report::{Report, Row};
+use crate::report::{BYTES_SENT, Report, Row};
 
 const WIDTH: f64 = 720.0;
 const LABELS: f64 = 250.0;
@@ -13,7 +13,7 @@ const BAR: f64 = 12.0;
 const GAP: f64 = 14.0;
 
 /// What is drawn, and its file.
-const DRAWINGS: [(&str, &str, &str); 4] = [
+const DRAWINGS: [(&str, &str, &str); 8] = [
     (
         "one endpoint",
         "server CPU per change",
@@ -25,7 +25,11 @@ const DRAWINGS: [(&str, &str, &str); 4] = [
         "p99-one-endpoint.svg",
     ),
     ("everything", "server CPU per change", "cpu-everything.svg"),
+    ("one route", "server CPU per change", "cpu-one-route.svg"),
+    ("reconnect", "server CPU", "cpu-reconnect.svg"),
     ("idle", "memory per stream", "memory-per-stream.svg"),
+    ("whole run", "peak memory", "peak-memory.svg"),
+    ("one endpoint", BYTES_SENT, "bytes-one-endpoint.svg"),
 ];
 
 /// Draws what the report has into `directory`.

@@ -98,6 +98,19 @@ impl Process {
         Ok((field("VmRSS:")?, field("VmHWM:")?))
     }
 
+    /// Whether [`Process::stop`] was not called.
+    pub(crate) fn is_running(&self) -> bool {
+        self.stdin.is_some()
+    }
+
+    /// Ends it; its connections break.
+    pub(crate) fn stop(&mut self) {
+        self.stdin = None;
+        // Errors mean that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Its number.
     pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("process ids are positive")
@@ -106,9 +119,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Errors mean that it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }
 

@@ -1,6 +1,7 @@
 //! What was measured: rows, as a table and as JSON.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -11,6 +12,9 @@ use crate::contender::{Outcome, Server};
 
 /// Name of the metric that the floor is held to.
 pub(crate) const BYTES_SENT: &str = "bytes sent per change";
+
+/// Name of the metric that must be zero when clients come back with equal versions.
+pub(crate) const RESOURCE_BYTES: &str = "resource bytes sent";
 
 /// One metric of one scenario, of each server that has it.
 #[derive(Clone, Debug, Serialize)]
@@ -35,6 +39,15 @@ impl Row {
         self.isthmus.map(|ours| ours / peer)
     }
 
+    fn of(&self, server: Server) -> Option<f64> {
+        match server {
+            Server::Isthmus => self.isthmus,
+            Server::GoControlPlane => self.go_control_plane,
+            Server::GoControlPlaneLinear => self.go_control_plane_linear,
+            Server::Floor => self.floor,
+        }
+    }
+
     /// Ours as a multiple of the floor.
     pub(crate) fn over_floor(&self) -> Option<f64> {
         Some(self.isthmus? / self.floor?)
@@ -42,7 +55,7 @@ impl Row {
 }
 
 /// Where in the table a value belongs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Cell {
     pub(crate) scenario: &'static str,
     pub(crate) streams: usize,
@@ -50,11 +63,30 @@ pub(crate) struct Cell {
     pub(crate) client: &'static str,
 }
 
+impl fmt::Display for Cell {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            scenario,
+            streams,
+            clusters,
+            client,
+        } = self;
+        write!(
+            out,
+            "{scenario}: {streams} streams, {clusters} clusters, {client}"
+        )
+    }
+}
+
 /// All rows, in the order in which they came.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) machine: BTreeMap<&'static str, String>,
     pub(crate) rows: Vec<Row>,
+    /// Lists that are no rows.
+    pub(crate) notes: Vec<String>,
+    /// What could not be measured, and claims that do not hold.
+    pub(crate) failures: Vec<String>,
 }
 
 impl Report {
@@ -109,16 +141,22 @@ impl Report {
 
     /// What ours had, if it was measured.
     pub(crate) fn isthmus(&self, cell: Cell, metric: &str) -> Option<f64> {
+        self.rows_of(cell).find(|row| row.metric == metric)?.isthmus
+    }
+
+    /// Whether anything was measured of a server there.
+    pub(crate) fn has(&self, cell: Cell, server: Server) -> bool {
+        self.rows_of(cell).any(|row| row.of(server).is_some())
+    }
+
+    fn rows_of(&self, cell: Cell) -> impl Iterator<Item = &Row> {
         let place = (cell.scenario, cell.streams, cell.clusters, cell.client);
-        let mut rows = self.rows.iter();
-        let row = rows.find(|row| {
-            (row.scenario, row.streams, row.clusters, row.client) == place && row.metric == metric
-        });
-        row?.isthmus
+        let rows = self.rows.iter();
+        rows.filter(move |row| (row.scenario, row.streams, row.clusters, row.client) == place)
     }
 
     /// Puts in what a series of changes cost.
-    pub(crate) fn put_outcome(&mut self, cell: Cell, server: Server, changes: u32, it: &Outcome) {
+    pub(crate) fn put_outcome(&mut self, cell: Cell, server: Server, it: &Outcome) {
         let mut micros = it.micros.clone();
         micros.sort_unstable();
         for (metric, quantile) in [
@@ -131,7 +169,7 @@ impl Report {
                 self.put(cell, metric, "ms", server, f64::from(value) / 1000.0);
             }
         }
-        let per_change = 1.0 / f64::from(changes);
+        let per_change = 1.0 / f64::from(it.changes);
         let cpu = it.cpu.as_secs_f64();
         self.put(cell, "server CPU", "s", server, cpu);
         self.put(
@@ -141,8 +179,7 @@ impl Report {
             server,
             cpu * 1000.0 * per_change,
         );
-        #[allow(clippy::cast_precision_loss, reason = "shown with three digits")]
-        let (bytes, missing) = (it.bytes_out as f64, it.missing as f64);
+        let (bytes, missing) = (float(it.bytes_out), float(it.missing));
         self.put(cell, BYTES_SENT, "B", server, bytes * per_change);
         if it.missing > 0 {
             self.put(cell, "streams without the last change", "", server, missing);
@@ -160,34 +197,53 @@ impl Report {
         let mut out = String::new();
         let mut last = None;
         for row in &self.rows {
-            let cell = (row.scenario, row.streams, row.clusters, row.client);
+            let cell = Cell {
+                scenario: row.scenario,
+                streams: row.streams,
+                clusters: row.clusters,
+                client: row.client,
+            };
             if last != Some(cell) {
-                let (scenario, streams, clusters, client) = cell;
                 let _ = writeln!(
                     out,
-                    "\n{scenario}: {streams} streams, {clusters} clusters, {client}\n\
-                     {:<32} {:>12} {:>12} {:>12} {:>12} {:>9} {:>9}",
+                    "\n{cell}\n{:<52} {:>12} {:>12} {:>12} {:>12} {:>9} {:>9}",
                     "", "isthmus", "gcp", "gcp linear", "floor", "x gcp", "x floor"
                 );
                 last = Some(cell);
             }
+            // Percentages of two servers have no ratio.
+            let (ratio, over_floor) = match row.unit {
+                "%" => (None, None),
+                _ => (row.ratio(), row.over_floor()),
+            };
             let label = match row.unit {
                 "" => row.metric.to_owned(),
                 unit => format!("{} ({unit})", row.metric),
             };
             let _ = writeln!(
                 out,
-                "{label:<32} {:>12} {:>12} {:>12} {:>12} {:>9} {:>9}",
+                "{label:<52} {:>12} {:>12} {:>12} {:>12} {:>9} {:>9}",
                 shown(row.isthmus),
                 shown(row.go_control_plane),
                 shown(row.go_control_plane_linear),
                 shown(row.floor),
-                shown(row.ratio()),
-                shown(row.over_floor()),
+                shown(ratio),
+                shown(over_floor),
             );
+        }
+        for note in &self.notes {
+            let _ = writeln!(out, "\n{note}");
+        }
+        for failure in &self.failures {
+            let _ = writeln!(out, "\nFAILED {failure}");
         }
         out
     }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "shown with three digits")]
+pub(crate) fn float(value: u64) -> f64 {
+    value as f64
 }
 
 fn shown(value: Option<f64>) -> String {
@@ -201,7 +257,7 @@ fn shown(value: Option<f64>) -> String {
 }
 
 /// The value below which a share of the sorted samples lies.
-fn percentile(sorted: &[u32], quantile: f64) -> Option<u32> {
+pub(crate) fn percentile(sorted: &[u32], quantile: f64) -> Option<u32> {
     let last = sorted.len().checked_sub(1)?;
     #[allow(
         clippy::cast_possible_truncation,

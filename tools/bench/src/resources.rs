@@ -139,6 +139,16 @@ pub(crate) fn changed(
     }
 }
 
+/// The endpoints of one cluster, as of change number `change`.
+pub(crate) fn one_endpoint(group: &str, cluster: usize, change: u32) -> (String, Any) {
+    let name = cluster_name(group, cluster);
+    let message = Any {
+        type_url: TYPE_URLS[Kind::Endpoints as usize].to_owned(),
+        value: endpoints(&name, change),
+    };
+    (name, message)
+}
+
 /// Writes resources as a message that any server can read.
 pub(crate) fn write(path: &Path, resources: Vec<(Kind, String, Vec<u8>)>) -> anyhow::Result<()> {
     let resources = resources.into_iter().map(|(kind, name, value)| Resource {

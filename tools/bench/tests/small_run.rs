@@ -16,6 +16,9 @@ fn a_small_run_measures_every_scenario() {
             "5",
             "--clusters",
             "3",
+            // No profile: it takes a profiler, which a test can't count on.
+            "--scenario",
+            "idle,one-endpoint,one-route,everything,reconnect,doubled",
             "--out",
         ])
         .arg(out.path())
@@ -43,6 +46,15 @@ fn a_small_run_measures_every_scenario() {
             assert_eq!(rows.iter().find(lost), None, "{scenario}, {client}");
         }
         assert!(value("reconnect", client, "streams lost") < 0.5);
+        assert!(value("idle", client, "memory per stream") > 0.0);
+    }
+    let doubled = "one endpoint, unaffected doubled";
+    for what in [
+        "more CPU, streams of another scope doubled",
+        "more CPU, streams of other names doubled",
+        "more CPU, resources doubled",
+    ] {
+        assert!(value(doubled, "delta", what).is_finite());
     }
     assert!(value("reconnect", "delta", "resource bytes sent") < 0.5);
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measurements for humans.
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::Context;
@@ -34,9 +35,17 @@ enum Subject {
     ///
     /// Builds both servers and writes a table, plots and `xds.json` to `bench/` of the target directory.
     #[command(
-        after_help = "Examples:\n  cargo xtask bench xds --quick\n  cargo xtask bench xds --streams 10000 --clusters 100"
+        after_help = "Examples:\n  cargo xtask bench xds --quick\n  cargo xtask bench xds --streams 10000 --clusters 100 --clients delta --scenario one-endpoint,profile"
     )]
     Xds(Xds),
+
+    /// Ten minutes of changes that one stream in twenty needs, while one in ten never reads.
+    ///
+    /// Fails if memory grows, a healthy client converges late, or streams that need nothing cost something.
+    #[command(
+        after_help = "Examples:\n  cargo xtask bench soak\n  cargo xtask bench soak --streams 1000 --seconds 60"
+    )]
+    Soak(Soak),
 }
 
 #[derive(Debug, Args)]
@@ -53,9 +62,36 @@ struct Xds {
     #[arg(long, default_value = "delta,sotw")]
     clients: String,
 
-    /// A few minutes: at most 1,000 streams and 100 clusters, fewer changes, nothing doubled.
+    /// What happens: idle, one-endpoint, one-route, everything, reconnect, doubled, profile; all of it if left out.
+    #[arg(long)]
+    scenario: Option<String>,
+
+    /// Who serves: isthmus, go-control-plane, go-control-plane-linear, floor; all of them if left out.
+    #[arg(long)]
+    server: Option<String>,
+
+    /// Where the table, the plots and the rows go, in place of `bench/` of the target directory.
+    #[arg(long)]
+    out: Option<PathBuf>,
+
+    /// A few minutes: at most 1,000 streams and 100 clusters, and fewer changes.
     #[arg(long)]
     quick: bool,
+}
+
+#[derive(Debug, Args)]
+struct Soak {
+    /// Streams, each with a connection of its own; one in ten never reads.
+    #[arg(long, default_value_t = 10_000)]
+    streams: u32,
+
+    /// How long changes come.
+    #[arg(long, default_value_t = 600)]
+    seconds: u32,
+
+    /// From one change to the next.
+    #[arg(long, default_value_t = 100)]
+    interval_ms: u32,
 }
 
 /// Go, for the program that serves with go-control-plane; the module's own toolchain line picks the version.
@@ -68,31 +104,62 @@ const GO: DebianPackage = DebianPackage {
 impl Xds {
     fn run(&self, workspace: &Workspace) -> anyhow::Result<ExitCode> {
         ensure_debian(&[GO])?;
-        let out = workspace.target().join("bench");
-        std::fs::create_dir_all(&out)
-            .with_context(|| format!("{} cannot be made", out.display()))?;
-        let peer = out.join("go-control-plane");
+        let directory = workspace.target().join("bench");
+        let out = self.out.as_ref().unwrap_or(&directory);
+        for directory in [&directory, out] {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("{} cannot be made", directory.display()))?;
+        }
+        let peer = directory.join("go-control-plane");
         let mut go = Command::new("go");
         go.args(["build", "-mod=readonly", "-o"])
             .arg(&peer)
             .arg(".");
         run(go.current_dir(workspace.root().join("tools/bench/gcp")))?;
-        run(&mut workspace.cargo(["build", "--release", "--locked", "-p", "isthmus-bench"]))?;
-        let mut bench = Command::new(workspace.target().join("release/isthmus-bench"));
+        let mut bench = built(workspace)?;
         bench
             .arg("xds")
             .arg("--out")
-            .arg(&out)
+            .arg(out)
             .arg("--go-control-plane")
             .arg(&peer);
         bench.args(["--streams", &self.streams, "--clusters", &self.clusters]);
         bench.args(["--clients", &self.clients]);
+        for (flag, value) in [("--scenario", &self.scenario), ("--server", &self.server)] {
+            if let Some(value) = value {
+                bench.args([flag, value]);
+            }
+        }
         if self.quick {
             bench.arg("--quick");
         }
         run(&mut bench)?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+impl Soak {
+    fn run(&self, workspace: &Workspace) -> anyhow::Result<ExitCode> {
+        let mut soak = built(workspace)?;
+        soak.arg("soak");
+        for (flag, value) in [
+            ("--streams", self.streams),
+            ("--seconds", self.seconds),
+            ("--interval-ms", self.interval_ms),
+        ] {
+            soak.args([flag, &value.to_string()]);
+        }
+        run(&mut soak)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The benchmark, built in release mode.
+fn built(workspace: &Workspace) -> anyhow::Result<Command> {
+    run(&mut workspace.cargo(["build", "--release", "--locked", "-p", "isthmus-bench"]))?;
+    Ok(Command::new(
+        workspace.target().join("release/isthmus-bench"),
+    ))
 }
 
 impl Bench {
@@ -106,6 +173,7 @@ impl Bench {
             }
             .run(workspace),
             Subject::Xds(xds) => xds.run(workspace),
+            Subject::Soak(soak) => soak.run(workspace),
         }
     }
 }

@@ -38,6 +38,18 @@ const RECEIVE_WINDOW: u32 = (1 << 31) - 1;
 /// When that many bytes came, the server is given as many again.
 const RENEW_WINDOW_AT: u32 = 1 << 29;
 
+/// Windows of a client that takes next to nothing.
+const NARROW_WINDOW: u32 = 4096;
+
+/// What the server may send before the client has read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Windows {
+    /// As much as there can be.
+    Endless,
+    /// One page.
+    Narrow,
+}
+
 /// A connection that carries one call.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -57,13 +69,19 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Opens the call `path`: the preface and the request's headers are ready to be sent.
-    pub(crate) fn open(path: &str) -> Self {
+    pub(crate) fn open(path: &str, windows: Windows) -> Self {
+        let window = match windows {
+            Windows::Endless => RECEIVE_WINDOW,
+            Windows::Narrow => NARROW_WINDOW,
+        };
         let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         put_frame_header(&mut out, 12, SETTINGS, 0, 0);
         // ENABLE_PUSH = 0, INITIAL_WINDOW_SIZE.
         out.extend_from_slice(&[0, 2, 0, 0, 0, 0, 0, 4]);
-        out.extend_from_slice(&RECEIVE_WINDOW.to_be_bytes());
-        put_window_update(&mut out, 0, RECEIVE_WINDOW - 65_535);
+        out.extend_from_slice(&window.to_be_bytes());
+        if windows == Windows::Endless {
+            put_window_update(&mut out, 0, RECEIVE_WINDOW - 65_535);
+        }
         let headers = header_block(path);
         put_frame_header(&mut out, headers.len(), HEADERS, END_HEADERS, STREAM);
         out.extend_from_slice(&headers);
@@ -303,7 +321,7 @@ mod tests {
         ]
         .concat();
         for step in 1..=bytes.len() {
-            let mut connection = Connection::open("/p");
+            let mut connection = Connection::open("/p", Windows::Endless);
             let mut messages = Vec::new();
             for piece in bytes.chunks(step) {
                 connection.feed(piece, |message| messages.push(message.to_vec()));
@@ -315,7 +333,7 @@ mod tests {
 
     #[test]
     fn requests_wait_for_the_window() {
-        let mut connection = Connection::open("/p");
+        let mut connection = Connection::open("/p", Windows::Endless);
         connection.take_out();
         connection.send([Bytes::from(vec![7; 100_000])]);
         let first = connection.take_out().len();
@@ -334,7 +352,7 @@ mod tests {
 
     #[test]
     fn the_end_is_noticed() {
-        let mut connection = Connection::open("/p");
+        let mut connection = Connection::open("/p", Windows::Endless);
         connection.feed(&frame(HEADERS, END_STREAM | END_HEADERS, &[]), |_| {});
         assert!(connection.ended().is_some());
     }

@@ -8,13 +8,13 @@ use bytes::{Bytes, BytesMut};
 use isthmus_proto::pb::envoy::config::core::v3::Node;
 use prost::Message;
 
-use super::http2::Connection;
+use super::http2::{Connection, Windows};
 use super::message::{Response, name_fields, parse_response, put_field, versions};
 use super::{ClientArgs, Plan, Shared, Variant};
 use crate::clock;
 use crate::resources::{Kind, TYPE_URLS, cluster_name, route_name};
 
-const DELTA: &str =
+pub(crate) const DELTA: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 const SOTW: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
@@ -34,7 +34,8 @@ pub(crate) struct Names {
 
 impl Names {
     pub(crate) fn new(args: &ClientArgs) -> Self {
-        let clusters = (0..args.clusters).map(|index| cluster_name(&args.group, index));
+        let clusters = args.endpoints.clone();
+        let clusters = clusters.map(|index| cluster_name(&args.group, index));
         // Both variants have them in field 3.
         let fields = [
             Bytes::new(),
@@ -102,17 +103,10 @@ impl Session {
             Variant::Delta => true,
             Variant::Sotw => false,
         };
-        let mut connection = Connection::open(if is_delta { DELTA } else { SOTW });
-        let node = Node {
-            id: format!("sidecar~198.18.0.1~{}-{index:05}~bench", shared.args.group),
-            cluster: shared.args.group.clone(),
-            user_agent_name: "envoy".to_owned(),
-            ..Node::default()
-        };
-        let mut node_field = BytesMut::new();
+        let mut connection =
+            Connection::open(if is_delta { DELTA } else { SOTW }, Windows::Endless);
         let number = if is_delta { 1 } else { 2 };
-        put_field(&mut node_field, number, &node.encode_to_vec());
-        let mut node_field = node_field.freeze();
+        let mut node_field = node_field(&shared.args.group, index, number);
         let kinds: &[Kind] = if is_back {
             &[Kind::Cluster, Kind::Endpoints, Kind::Listener, Kind::Route]
         } else {
@@ -275,8 +269,21 @@ fn remember(shared: &mut Shared, kind: usize, response: &Response<'_>, delta: Op
     }
 }
 
-// The fields of a request that are not names: type, nonce, version.
-fn head(is_delta: bool, kind: usize, nonce: &[u8], version: &[u8]) -> Bytes {
+/// The node of a client, as field `number` of a request.
+pub(crate) fn node_field(group: &str, index: usize, number: u8) -> Bytes {
+    let node = Node {
+        id: format!("sidecar~198.18.0.1~{group}-{index:05}~bench"),
+        cluster: group.to_owned(),
+        user_agent_name: "envoy".to_owned(),
+        ..Node::default()
+    };
+    let mut field = BytesMut::new();
+    put_field(&mut field, number, &node.encode_to_vec());
+    field.freeze()
+}
+
+/// The fields of a request that are not names: type, nonce, version.
+pub(crate) fn head(is_delta: bool, kind: usize, nonce: &[u8], version: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(128);
     let (type_field, nonce_field) = if is_delta { (2, 6) } else { (4, 5) };
     if !is_delta && !version.is_empty() {
