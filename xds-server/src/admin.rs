@@ -45,6 +45,7 @@ async fn readyz(State(plane): State<Arc<Plane>>) -> (StatusCode, &'static str) {
 
 async fn metrics(State(plane): State<Arc<Plane>>) -> Response {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    plane.metrics.observe_interest(plane.interest_entries());
     match plane.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
+use isthmus_api::envoy_resources::IdentityPattern;
 
 use crate::commands::Command;
 
@@ -83,6 +84,11 @@ pub struct Cli {
     /// Allow plaintext xDS on an address that other machines reach: they can read all secrets.
     #[arg(long, conflicts_with = "tls_cert")]
     pub insecure: bool,
+
+    /// Identity that may read the status of every client over CSDS: a SPIFFE ID, exact or ending in
+    /// /*, or uid:NUMBER. May be given again. Other identities see their own streams.
+    #[arg(long = "status-reader", value_name = "IDENTITY")]
+    pub status_readers: Vec<IdentityPattern>,
 
     /// Address of /livez, /readyz, /metrics and /config_dump (HTTP).
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]

@@ -1,15 +1,26 @@
-//! Who is connected, and where each client stands: for people and dashboards, not for decisions.
+//! Who is connected: each client's stream, its place in a scope, and where it stands.
 //!
 //! A session shares its state machine with this list, under a lock that nobody else wants but who
 //! prints the list: a push costs no bookkeeping here.
+//!
+//! Whenever that lock is free, the index of the scope says exactly what the stream wants, and a
+//! stream whose bell was not rung lacks nothing that it wants.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
+use bytes::Bytes;
+use isthmus_proto::pb::envoy::config::core::v3::Node;
 use isthmus_xds_core::stream::TypeStatus;
-use isthmus_xds_core::{ScopeKey, Stream, Variant};
+use isthmus_xds_core::{
+    Event, Request, RequestError, ResourceStatus, Response, ScopeKey, Stream, Variant, View,
+};
+use prost::Message;
 
+use crate::interest::Slot;
 use crate::plane::Plane;
+use crate::scope::{Bell, Scope};
 use crate::transport::ConnectedPeer;
 
 /// One open stream.
@@ -25,19 +36,31 @@ pub struct Client {
     pub peer: ConnectedPeer,
     /// Which protocol the stream speaks.
     pub variant: Variant,
+    pub(crate) slot: Slot,
+    pub(crate) bell: Bell,
+    node: Bytes,
     live: Mutex<Live>,
 }
 
 #[derive(Debug)]
 struct Live {
-    scope: ScopeKey,
+    scope: Arc<Scope>,
     stream: Stream,
+}
+
+/// What a stream does when it is polled.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// What to send.
+    pub(crate) response: Option<Response>,
+    /// When to poll it again although nothing happened; beside a response it is not known.
+    pub(crate) wake: Option<Duration>,
 }
 
 impl Client {
     /// The documents it gets.
     pub fn scope(&self) -> ScopeKey {
-        self.lock().scope.clone()
+        self.lock().scope.key().clone()
     }
 
     /// Where it stands, type by type.
@@ -45,12 +68,83 @@ impl Client {
         self.lock().stream.status()
     }
 
-    pub(crate) fn move_to(&self, scope: &ScopeKey) {
-        self.lock().scope.clone_from(scope);
+    /// What it said of itself, without its list of extensions.
+    pub fn node(&self) -> Node {
+        Node::decode(self.node.clone()).unwrap_or_default()
     }
 
-    pub(crate) fn with_stream<T>(&self, act: impl FnOnce(&mut Stream) -> T) -> T {
-        act(&mut self.lock().stream)
+    /// Where it stands, resource by resource, and what its scope has. Costs all that it asked for.
+    pub fn resources(&self) -> (Vec<ResourceStatus>, Arc<View>) {
+        let live = self.lock();
+        (live.stream.config_status(), live.scope.view())
+    }
+
+    /// Applies a request to the newest view. The index knows what it asked for when this returns.
+    pub(crate) fn handle_request(
+        &self,
+        request: &Request,
+        now: Duration,
+    ) -> Result<Vec<Event>, RequestError> {
+        let mut live = self.lock();
+        live.catch_up(&self.bell, now);
+        let newest = live.scope.view();
+        live.move_on(newest, now);
+        let amended = live.stream.handle_request(request, now)?;
+        if !amended.change.is_nothing() {
+            let newest = live.scope.amend(self.slot, &amended);
+            live.move_on(newest, now);
+        }
+        Ok(live.stream.take_events())
+    }
+
+    /// Moves on if the bell was rung, then takes the next response.
+    pub(crate) fn take_turn(&self, now: Duration) -> Turn {
+        let mut live = self.lock();
+        live.catch_up(&self.bell, now);
+        let response = live.stream.poll(now);
+        let wake = match response {
+            Some(_) => None,
+            None => live.stream.next_wake(),
+        };
+        Turn { response, wake }
+    }
+
+    /// Takes a place in a scope and leaves the last one. The stream follows to its view.
+    pub(crate) fn move_to(self: &Arc<Self>, scope: &Arc<Scope>, now: Duration) {
+        let mut live = self.lock();
+        if Arc::ptr_eq(&live.scope, scope) {
+            return;
+        }
+        live.scope.leave(self.slot, &live.stream);
+        live.scope = Arc::clone(scope);
+        // Of the last scope; nobody rings for that any more.
+        self.bell.take_change();
+        let newest = scope.join(self, &live.stream);
+        live.move_on(newest, now);
+    }
+
+    /// Moves a stream that was not rung on to `newest`, unless its session is busy with it. The
+    /// caller holds the lock under which the scope's streams are rung.
+    pub(crate) fn skip_to(&self, newest: &Arc<View>) {
+        let mut live = match self.live.try_lock() {
+            Ok(live) => live,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if !self.bell.has_change() {
+            live.stream.skip_to(Arc::clone(newest));
+        }
+    }
+
+    fn join(self: &Arc<Self>) {
+        let mut live = self.lock();
+        let newest = live.scope.join(self, &live.stream);
+        live.move_on(newest, Duration::ZERO);
+    }
+
+    fn leave(&self) {
+        let live = self.lock();
+        live.scope.leave(self.slot, &live.stream);
     }
 
     fn lock(&self) -> MutexGuard<'_, Live> {
@@ -58,20 +152,58 @@ impl Client {
     }
 }
 
+impl Live {
+    // Costs the changes since the first one that it was rung for: up to there, it only lets go of
+    // what it had.
+    fn catch_up(&mut self, bell: &Bell, now: Duration) {
+        let Some(unconcerned) = bell.take_change() else {
+            return;
+        };
+        // A stream that subscribed meanwhile is at a newer view already.
+        if unconcerned.generation() > self.stream.view().generation() {
+            self.stream.skip_to(unconcerned);
+        }
+        let newest = self.scope.view();
+        self.move_on(newest, now);
+    }
+
+    fn move_on(&mut self, view: Arc<View>, now: Duration) {
+        if !Arc::ptr_eq(self.stream.view(), &view) {
+            self.stream.handle_view(view, now);
+        }
+    }
+}
+
 /// All open streams, by stream number.
 #[derive(Debug, Default)]
-pub struct Clients(Mutex<BTreeMap<u64, Arc<Client>>>);
+pub struct Clients(Mutex<Roll>);
+
+#[derive(Debug, Default)]
+struct Roll {
+    by_id: BTreeMap<u64, Arc<Client>>,
+    vacant: Vec<Slot>,
+    slots: Slot,
+}
 
 impl Clients {
     /// All streams, by number.
     pub fn list(&self) -> Vec<(u64, Arc<Client>)> {
-        let all = self.lock();
-        all.iter()
+        let roll = self.lock();
+        roll.by_id
+            .iter()
             .map(|(id, client)| (*id, Arc::clone(client)))
             .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Client>>> {
+    fn take_slot(&self) -> Slot {
+        let mut roll = self.lock();
+        roll.vacant.pop().unwrap_or_else(|| {
+            roll.slots += 1;
+            roll.slots - 1
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Roll> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -81,14 +213,15 @@ impl Clients {
 pub(crate) struct Introduction {
     pub(crate) node_id: String,
     pub(crate) node_cluster: String,
+    pub(crate) node: Bytes,
     pub(crate) user_agent: String,
     pub(crate) peer: ConnectedPeer,
     pub(crate) variant: Variant,
-    pub(crate) scope: ScopeKey,
+    pub(crate) scope: Arc<Scope>,
     pub(crate) stream: Stream,
 }
 
-/// A place in the list of [`Clients`] that ends with the value.
+/// A place in the list of [`Clients`] and in a scope that ends with the value.
 #[derive(Debug)]
 pub(crate) struct Membership {
     plane: Arc<Plane>,
@@ -97,7 +230,7 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    /// Adds a client to the plane's list.
+    /// Adds a client to the plane's list, and to its scope.
     pub(crate) fn new(plane: Arc<Plane>, id: u64, who: Introduction) -> Self {
         let client = Arc::new(Client {
             node_id: who.node_id,
@@ -105,24 +238,32 @@ impl Membership {
             user_agent: who.user_agent,
             peer: who.peer,
             variant: who.variant,
+            slot: plane.clients.take_slot(),
+            bell: Bell::default(),
+            node: who.node,
             live: Mutex::new(Live {
                 scope: who.scope,
                 stream: who.stream,
             }),
         });
         plane.metrics.open_stream(client.variant);
-        plane.clients.lock().insert(id, Arc::clone(&client));
+        plane.clients.lock().by_id.insert(id, Arc::clone(&client));
+        client.join();
         Self { plane, client, id }
     }
 
-    pub(crate) fn client(&self) -> &Client {
+    pub(crate) fn client(&self) -> &Arc<Client> {
         &self.client
     }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.plane.clients.lock().remove(&self.id);
+        self.client.leave();
+        let mut roll = self.plane.clients.lock();
+        roll.by_id.remove(&self.id);
+        roll.vacant.push(self.client.slot);
+        drop(roll);
         self.plane.metrics.close_stream(self.client.variant);
     }
 }

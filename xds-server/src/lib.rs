@@ -5,7 +5,7 @@
 //! times, counts and logs.
 //!
 //! ```text
-//!  DIR ──config_dir──▶ documents ──▶ Plane ──(a channel per scope)──▶ grpc::session ──▶ Envoy
+//!  DIR ──config_dir──▶ documents ──▶ Plane ──(who wants what)──▶ grpc::session ──▶ Envoy
 //!                                      └──▶ admin: /livez /readyz /metrics /config_dump
 //! ```
 #![forbid(unsafe_code)]
@@ -19,10 +19,12 @@ pub mod documents;
 pub mod grpc;
 mod heap;
 pub mod http2;
+mod interest;
 pub mod metrics;
 pub mod plane;
 pub mod redact;
 pub mod reload;
+mod scope;
 pub mod server;
 pub mod services;
 pub mod transport;

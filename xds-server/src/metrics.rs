@@ -34,6 +34,8 @@ pub struct Metrics {
     scopes: Gauge,
     /// What changes allocate.
     pub(crate) change_cost: ChangeCost,
+    wakes: Counter,
+    interest_entries: Gauge,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -105,6 +107,8 @@ impl Metrics {
             config_documents: Gauge::default(),
             scopes: Gauge::default(),
             change_cost: ChangeCost::default(),
+            wakes: Counter::default(),
+            interest_entries: Gauge::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -164,6 +168,16 @@ impl Metrics {
         let streams_of = |variant: Variant| metrics.streams.get_or_create_owned(&variant.into());
         let streams = [Variant::Delta, Variant::Sotw].map(streams_of);
         r.register_collector(Box::new(HeapState::new(streams)));
+        r.register(
+            "xds_wakes",
+            "Streams woken because something changed that they want",
+            metrics.wakes.clone(),
+        );
+        r.register(
+            "xds_interest_entries",
+            "Names and wildcards that streams ask for, each stream counted",
+            metrics.interest_entries.clone(),
+        );
         Self {
             registry,
             change_cost,
@@ -259,6 +273,14 @@ impl Metrics {
             .get_or_create(&ResultLabel { result: "refused" })
             .inc();
         self.config_errors.set(clamp(errors));
+    }
+
+    pub(crate) fn count_wakes(&self, streams: usize) {
+        self.wakes.inc_by(streams as u64);
+    }
+
+    pub(crate) fn observe_interest(&self, entries: usize) {
+        self.interest_entries.set(clamp(entries));
     }
 
     fn observe_answer(&self, type_url: &str, after: Duration) {

@@ -1,11 +1,12 @@
-//! The running control plane: one catalog, one writer, and a channel per scope to its streams.
+//! The running control plane: one catalog, one writer, and the scopes in use.
 //!
 //! The lock is taken to publish, to open a stream and to print state; never on the push path. A
-//! stream waits on its scope's channel, so a change wakes only those whose view it touches.
+//! change wakes the streams that want it and no other: see [`crate::scope`].
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use isthmus_api::envoy_resources::NodeView;
 use isthmus_heap::Counts;
@@ -13,15 +14,16 @@ use isthmus_xds_core::catalog::{Draft, Published};
 use isthmus_xds_core::{Catalog, Document, Name, ScopeKey, TypeUrl, View};
 use tokio::sync::watch;
 
-use crate::clients::Clients;
+use crate::clients::{Client, Clients};
 use crate::metrics::Metrics;
+use crate::scope::Scope;
 
 /// The control plane, shared by the source, the services and the admin endpoint.
 #[derive(Debug)]
 pub struct Plane {
     state: Mutex<State>,
-    // Rises when clients may belong to other scopes than before.
-    scopes_moved: watch::Sender<u64>,
+    // Rises when clients may belong to other scopes than before, and before they are rung.
+    moves: AtomicU64,
     is_ready: watch::Sender<bool>,
     last_stream: AtomicU64,
     /// The streams that are open.
@@ -33,16 +35,7 @@ pub struct Plane {
 #[derive(Debug, Default)]
 struct State {
     catalog: Catalog,
-    channels: BTreeMap<ScopeKey, watch::Sender<Arc<View>>>,
-}
-
-/// A client's place in the plane: its scope, and the view of that scope as it changes.
-#[derive(Debug)]
-pub struct Subscriber {
-    /// The scope the client belongs to.
-    pub scope: ScopeKey,
-    /// The view that the client should have.
-    pub view: watch::Receiver<Arc<View>>,
+    scopes: BTreeMap<ScopeKey, Arc<Scope>>,
 }
 
 impl Default for Plane {
@@ -57,7 +50,7 @@ impl Plane {
     pub fn new() -> Self {
         Self {
             state: Mutex::default(),
-            scopes_moved: watch::Sender::new(0),
+            moves: AtomicU64::new(0),
             is_ready: watch::Sender::new(false),
             last_stream: AtomicU64::new(0),
             clients: Clients::default(),
@@ -69,9 +62,10 @@ impl Plane {
     pub fn publish(&self, documents: Vec<Document>) -> u64 {
         let before = Counts::of_thread();
         let mut state = self.lock();
-        let State { catalog, channels } = &mut *state;
-        channels.retain(|_, channel| channel.receiver_count() > 0);
-        catalog.retain_scopes(|key| channels.contains_key(key));
+        let State { catalog, scopes } = &mut *state;
+        // A scope that only this map knows has no streams, and gets none but through it.
+        scopes.retain(|_, scope| Arc::strong_count(scope) > 1);
+        catalog.retain_scopes(|key| scopes.contains_key(key));
         let published = catalog.publish(documents);
         let generation = self.announce(state, &published);
         self.metrics.change_cost.observe_since(before);
@@ -89,41 +83,48 @@ impl Plane {
     }
 
     fn announce(&self, mut state: MutexGuard<'_, State>, published: &Published) -> u64 {
-        let State { catalog, channels } = &mut *state;
-        for key in &published.changed {
-            if let Some(channel) = channels.get(key) {
-                channel.send_replace(catalog.view(key));
+        let State { catalog, scopes } = &mut *state;
+        for change in &published.changed {
+            if let Some(scope) = scopes.get(&change.scope) {
+                let view = catalog.view(&change.scope);
+                let announced = scope.announce(view, &change.resources);
+                self.metrics.count_wakes(announced.woken);
             }
         }
-        self.metrics.observe_publish(
-            published.generation,
-            catalog.documents_len(),
-            channels.len(),
-        );
         if published.are_scopes_moved {
-            self.scopes_moved.send_replace(published.generation);
+            self.moves.fetch_add(1, Ordering::SeqCst);
+            let woken = scopes.values().map(|scope| scope.ring_moved()).sum();
+            self.metrics.count_wakes(woken);
         }
+        self.metrics
+            .observe_publish(published.generation, catalog.documents_len(), scopes.len());
         drop(state);
         self.is_ready.send_replace(true);
         published.generation
     }
 
-    /// Finds the scope of a client and joins it.
-    pub fn subscribe(&self, node: &NodeView<'_>) -> Subscriber {
+    /// Finds the scope of a client.
+    pub(crate) fn scope_of(&self, node: &NodeView<'_>) -> Arc<Scope> {
         let mut state = self.lock();
-        let State { catalog, channels } = &mut *state;
-        let scope = catalog.scope_of(node);
-        let view = catalog.view(&scope);
-        let channel = channels
-            .entry(scope.clone())
-            .or_insert_with(|| watch::Sender::new(view));
-        let view = channel.subscribe();
-        Subscriber { scope, view }
+        let State { catalog, scopes } = &mut *state;
+        let key = catalog.scope_of(node);
+        let view = catalog.view(&key);
+        let scope = scopes
+            .entry(key.clone())
+            .or_insert_with(|| Arc::new(Scope::new(key, view)));
+        Arc::clone(scope)
     }
 
-    /// Tells when a client must look up its scope again.
-    pub fn scopes_moved(&self) -> watch::Receiver<u64> {
-        self.scopes_moved.subscribe()
+    /// Brings a client to the scope that it belongs to.
+    pub(crate) fn place(&self, client: &Arc<Client>, node: &NodeView<'_>, now: Duration) {
+        loop {
+            // Scopes that move from here on either ring the client, or are seen to have moved.
+            let moves = self.moves.load(Ordering::SeqCst);
+            client.move_to(&self.scope_of(node), now);
+            if self.moves.load(Ordering::SeqCst) == moves {
+                return;
+            }
+        }
     }
 
     /// Whether there is a configuration to serve.
@@ -139,6 +140,12 @@ impl Plane {
     /// Returns a number that no other stream of this process has.
     pub fn next_stream_id(&self) -> u64 {
         self.last_stream.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Entries in the indexes of who wants what.
+    pub fn interest_entries(&self) -> usize {
+        let state = self.lock();
+        state.scopes.values().map(|it| it.interest_entries()).sum()
     }
 
     /// Number of the last commit, and the views in use by scope.

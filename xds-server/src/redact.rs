@@ -2,6 +2,7 @@
 //! (`udpa.annotations.sensitive`), wherever they are nested, and all of a secret.
 
 use isthmus_proto::descriptor_pool;
+use isthmus_proto::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use isthmus_xds_core::type_rules;
 use prost::Message;
 use prost_reflect::{DynamicMessage, FieldDescriptor, MapKey, ReflectMessage, Value};
@@ -29,6 +30,26 @@ pub fn render(type_url: &str, value: &[u8]) -> serde_json::Value {
     redact(&mut message, DEPTH);
     serde_json::to_value(&message)
         .unwrap_or_else(|_| json!({ "unrenderable": format!("{name} has no JSON form") }))
+}
+
+/// Encodes a resource without its secrets, for tools that read protobuf. Of a secret only its name is
+/// left, and nothing of what cannot be read: it may be secret.
+pub fn encode(type_url: &str, value: &[u8]) -> Vec<u8> {
+    if type_url == type_rules::SECRET {
+        let name = Secret::decode(value).map(|secret| secret.name);
+        let secret = Secret {
+            name: name.unwrap_or_default(),
+            ..Secret::default()
+        };
+        return secret.encode_to_vec();
+    }
+    let name = type_url.rsplit('/').next().unwrap_or(type_url);
+    let descriptor = descriptor_pool().get_message_by_name(name);
+    let message = descriptor.and_then(|it| DynamicMessage::decode(it, value).ok());
+    message.map_or_else(Vec::new, |mut message| {
+        redact(&mut message, DEPTH);
+        message.encode_to_vec()
+    })
 }
 
 fn redact(message: &mut DynamicMessage, depth: usize) {

@@ -18,7 +18,7 @@ use crate::config_dir::watch::WatchError;
 use crate::http2;
 use crate::plane::Plane;
 use crate::reload;
-use crate::services::Services;
+use crate::services::{Options, Services};
 use crate::transport::{Listeners, TransportError};
 
 /// How long streams may take to end when the server stops; each was told to reconnect by then.
@@ -52,6 +52,7 @@ pub struct Server {
     xds: Listeners,
     admin: TcpListener,
     config_dir: PathBuf,
+    options: Options,
 }
 
 impl Server {
@@ -71,6 +72,9 @@ impl Server {
             xds,
             admin: admin.map_err(|source| ServerError::Bind { addr, source })?,
             config_dir: cli.config_dir.clone(),
+            options: Options {
+                status_readers: cli.status_readers.clone(),
+            },
         })
     }
 
@@ -107,7 +111,7 @@ impl Server {
         let (xds, admin) = (name(self.xds_addr()), name(self.admin_addr()));
         let admin_server = tokio::spawn(serve_admin(self.admin, Arc::clone(&plane)));
         let identifier = format!("isthmus-xds/{}", env!("CARGO_PKG_VERSION"));
-        let services = Services::new(plane, identifier.into(), stopped.clone());
+        let services = Services::new(plane, identifier.into(), self.options, stopped.clone());
         let config_dir = self.config_dir.display();
         let security = self.xds.security();
         info!(xds, security, admin, %config_dir, "serving");

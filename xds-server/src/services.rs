@@ -6,7 +6,9 @@
 
 mod health;
 mod outbound;
+mod readers;
 mod reflection;
+mod status;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,6 +18,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
+use isthmus_api::envoy_resources::IdentityPattern;
+use isthmus_proto::pb::envoy::service::status::v3::client_status_discovery_service_server::ClientStatusDiscoveryServiceServer;
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::body::Body;
@@ -29,11 +33,21 @@ use tower_service::Service;
 use crate::grpc::{self, DiscoveryService};
 use crate::plane::Plane;
 use health::HealthService;
+use readers::Readers;
 use reflection::ReflectionService;
+use status::StatusService;
 
 type Health = HealthServer<HealthService>;
 type Reflection = ServerReflectionServer<ReflectionService>;
 type ReflectionV1Alpha = ServerReflectionServerV1Alpha<ReflectionService>;
+type ClientStatus = ClientStatusDiscoveryServiceServer<StatusService>;
+
+/// What can be chosen of the services, beside the plane.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Identities that may see the status of every client; others see their own (R58).
+    pub status_readers: Vec<IdentityPattern>,
+}
 
 /// Everything that a gRPC client can call.
 #[derive(Clone, Debug)]
@@ -42,27 +56,41 @@ pub struct Services {
     health: Health,
     reflection: Reflection,
     reflection_v1alpha: ReflectionV1Alpha,
+    status: ClientStatus,
 }
 
 impl Services {
     /// Serves `plane`. `identifier` is what discovery responses call this server (R5). Streams end
     /// when `shutdown` turns true.
-    pub fn new(plane: Arc<Plane>, identifier: Arc<str>, shutdown: watch::Receiver<bool>) -> Self {
+    pub fn new(
+        plane: Arc<Plane>,
+        identifier: Arc<str>,
+        options: Options,
+        shutdown: watch::Receiver<bool>,
+    ) -> Self {
         let names: Arc<[String]> = service_names().into();
         let health = HealthService::new(&plane, Arc::clone(&names), shutdown.clone());
         let reflection = Arc::new(ReflectionService::new(names, shutdown.clone()));
+        let readers = Readers::new(options.status_readers);
+        let status = StatusService::new(Arc::clone(&plane), readers, shutdown.clone());
         Self {
             discovery: DiscoveryService::new(plane, identifier, shutdown),
             health: HealthServer::new(health),
             reflection: ServerReflectionServer::from_arc(Arc::clone(&reflection)),
             reflection_v1alpha: ServerReflectionServerV1Alpha::from_arc(reflection),
+            status: ClientStatusDiscoveryServiceServer::new(status),
         }
     }
 }
 
 /// Full names of all services, in the order of the alphabet.
 fn service_names() -> Vec<String> {
-    let others = [Health::NAME, Reflection::NAME, ReflectionV1Alpha::NAME];
+    let others = [
+        ClientStatus::NAME,
+        Health::NAME,
+        Reflection::NAME,
+        ReflectionV1Alpha::NAME,
+    ];
     let others = others.into_iter().map(str::to_owned);
     let mut names: Vec<String> = grpc::service_names().chain(others).collect();
     names.sort_unstable();
@@ -87,6 +115,7 @@ impl Service<Request<Body>> for Services {
             Some(Health::NAME) => Answer::Later(self.health.call(request)),
             Some(Reflection::NAME) => Answer::Later(self.reflection.call(request)),
             Some(ReflectionV1Alpha::NAME) => Answer::Later(self.reflection_v1alpha.call(request)),
+            Some(ClientStatus::NAME) => Answer::Later(self.status.call(request)),
             Some(_) | None => {
                 let message = format!("no such method: {}", request.uri().path());
                 let response = Status::unimplemented(message).into_http();

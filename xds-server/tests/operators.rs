@@ -4,5 +4,7 @@
 
 #[path = "operators/health_and_reflection.rs"]
 mod health_and_reflection;
+#[path = "operators/status.rs"]
+mod status;
 #[path = "operators/support.rs"]
 mod support;

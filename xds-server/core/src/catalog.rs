@@ -52,10 +52,46 @@ impl ScopeKey {
 pub struct Published {
     /// Number of the commit.
     pub generation: u64,
-    /// Scopes in use whose content changed.
-    pub changed: Vec<ScopeKey>,
+    /// Scopes in use whose content changed, with what changed in them.
+    pub changed: Vec<ScopeChange>,
     /// Whether a client may belong to another scope than before.
     pub are_scopes_moved: bool,
+}
+
+/// What a commit changed in one scope.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ScopeChange {
+    /// The scope.
+    pub scope: ScopeKey,
+    /// The resources that are not as before; a name may be there twice.
+    pub resources: Vec<ResourceChange>,
+}
+
+/// A resource that is not as before: by all names under which it may have been asked for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ResourceChange {
+    /// Its type.
+    pub type_url: TypeUrl,
+    /// Its name.
+    pub name: Name,
+    /// Its aliases, those that it had and those that it has.
+    pub aliases: Vec<Name>,
+}
+
+impl ResourceChange {
+    // `None` if the change leaves the view as it is.
+    fn of(view: &View, change: &Change) -> Option<Self> {
+        let before = view
+            .type_set(&change.type_url)
+            .and_then(|set| set.resource(&change.name));
+        let after = change.resource.as_ref();
+        let aliases = before.into_iter().chain(after).flat_map(|it| it.aliases());
+        (before != after).then(|| Self {
+            type_url: TypeUrl::clone(&change.type_url),
+            name: Name::clone(&change.name),
+            aliases: aliases.cloned().collect(),
+        })
+    }
 }
 
 /// All documents, and the views of the scopes in use. One writer owns it.
@@ -170,8 +206,8 @@ impl Catalog {
         }
     }
 
-    // Brings the views in use up to date; returns the scopes whose content changed.
-    fn refresh(&mut self, changed: &BTreeMap<Name, Vec<(TypeUrl, Name)>>) -> Vec<ScopeKey> {
+    // Brings the views in use up to date; returns what changed in which of them.
+    fn refresh(&mut self, changed: &BTreeMap<Name, Vec<(TypeUrl, Name)>>) -> Vec<ScopeChange> {
         let mut scopes = std::mem::take(&mut self.scopes);
         let mut touched = Vec::new();
         for (key, view) in &mut scopes {
@@ -180,13 +216,14 @@ impl Catalog {
                 .flatten()
                 .map(|(type_url, name)| self.resolve(key, type_url, name))
                 .collect();
-            if next.is_empty() {
-                continue;
-            }
-            let next = view.after(self.generation, &next);
-            if !next.is_same_content(view) {
-                touched.push(key.clone());
-                *view = Arc::new(next);
+            let resources: Vec<ResourceChange> = next
+                .iter()
+                .filter_map(|change| ResourceChange::of(view, change))
+                .collect();
+            if !resources.is_empty() {
+                *view = Arc::new(view.after(self.generation, &next));
+                let scope = key.clone();
+                touched.push(ScopeChange { scope, resources });
             }
         }
         self.scopes = scopes;
@@ -323,6 +360,10 @@ mod tests {
         }
     }
 
+    fn names(changed: &ScopeChange) -> Vec<&str> {
+        changed.resources.iter().map(|it| &*it.name).collect()
+    }
+
     fn scope(catalog: &Catalog, id: &str) -> ScopeKey {
         let metadata = BTreeMap::new();
         catalog.scope_of(&NodeView {
@@ -372,7 +413,11 @@ mod tests {
         assert!(Arc::ptr_eq(&before.0, &catalog.view(&x)));
 
         let published = catalog.publish(documents("2"));
-        assert_eq!(published.changed, [x]);
+        let [changed] = &published.changed[..] else {
+            panic!("{published:?}");
+        };
+        assert_eq!(changed.scope, x);
+        assert_eq!(names(changed), ["b"]);
         assert!(Arc::ptr_eq(&before.1, &catalog.view(&y)));
     }
 
@@ -389,6 +434,26 @@ mod tests {
         };
         assert!(Arc::ptr_eq(&find(&before, "a"), &find(&after, "a")));
         assert!(!Arc::ptr_eq(&find(&before, "b"), &find(&after, "b")));
+    }
+
+    #[test]
+    fn a_changed_resource_is_named_by_the_aliases_it_had_and_has() {
+        let documents = |alias: &str| {
+            let mut document = document("d", None, &[("a", "1")]);
+            document.resources[0].extras.aliases = vec![Name::from(alias)];
+            vec![document]
+        };
+        let mut catalog = Catalog::new();
+        catalog.publish(documents("old"));
+        let key = scope(&catalog, "x");
+        catalog.view(&key);
+        let published = catalog.publish(documents("new"));
+        let aliases = &published.changed[0].resources[0].aliases;
+        assert_eq!(aliases[..], [Name::from("old"), Name::from("new")]);
+
+        let published = catalog.publish(Vec::new());
+        let aliases = &published.changed[0].resources[0].aliases;
+        assert_eq!(aliases[..], [Name::from("new")]);
     }
 
     #[test]

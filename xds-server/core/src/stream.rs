@@ -12,7 +12,7 @@ use crate::limits;
 use crate::order::{self, BreakGate};
 use crate::resource::{Name, Resource, TypeUrl, Version};
 use crate::status::ResourceStatus;
-use crate::subscription::LegacyWildcard;
+use crate::subscription::{LegacyWildcard, Subscription, SubscriptionChange};
 use crate::type_rules::{self, rules_of};
 use crate::type_state::{Answer, TypeState};
 
@@ -58,6 +58,15 @@ pub struct Request {
     pub unsubscribe: Vec<Name>,
     /// Names and versions that the client holds from an earlier stream; incremental only.
     pub initial_versions: Vec<(Name, String)>,
+}
+
+/// What a request made of the subscription to its type.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Amended {
+    /// The type.
+    pub type_url: TypeUrl,
+    /// What is asked for from here on, and what is not any more.
+    pub change: SubscriptionChange,
 }
 
 /// Why a stream must end. The client is at fault, and no other stream is affected.
@@ -189,13 +198,18 @@ impl Stream {
     /// # Errors
     ///
     /// Returns [`RequestError`] if the stream must end; nothing was applied then.
-    pub fn handle_request(&mut self, request: &Request, now: Duration) -> Result<(), RequestError> {
+    pub fn handle_request(
+        &mut self,
+        request: &Request,
+        now: Duration,
+    ) -> Result<Amended, RequestError> {
         let type_url = self.type_of(request)?;
         self.check_names(request)?;
         let (index, is_first) = self.state_of(&type_url)?;
         let nonce = self.parse_nonce(&request.nonce);
         let state = &mut self.states[index];
 
+        let amended = TypeUrl::clone(&type_url);
         // R8: a nonce on the first request is one of an earlier stream, and means nothing.
         if !is_first && !request.nonce.is_empty() {
             let event = match state.handle_answer(nonce, request.error.as_deref()) {
@@ -212,22 +226,45 @@ impl Stream {
             };
             self.events.push(event);
         }
-        match self.options.variant {
+        let change = match self.options.variant {
             Variant::Sotw => state.handle_names(&spelled(&request.names), is_first, now),
             Variant::Delta => {
                 let initial = is_first.then(|| held_versions(request));
                 let subscribe = spelled(&request.subscribe);
                 let unsubscribe = spelled(&request.unsubscribe);
-                state.handle_amendment(&subscribe, &unsubscribe, initial.as_deref(), now);
+                state.handle_amendment(&subscribe, &unsubscribe, initial.as_deref(), now)
             }
-        }
-        Ok(())
+        };
+        Ok(Amended {
+            type_url: amended,
+            change,
+        })
+    }
+
+    /// The view that the client is being brought to.
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
+    /// What the client wants, type by type.
+    pub fn subscriptions(&self) -> impl Iterator<Item = (&TypeUrl, &Subscription)> {
+        let subscriptions = self.states.iter().map(TypeState::subscription);
+        self.urls.iter().zip(subscriptions)
     }
 
     /// Moves on to another view. What changes meanwhile coalesces: only the newest counts.
     pub fn handle_view(&mut self, view: Arc<View>, now: Duration) {
         for (state, type_url) in self.states.iter_mut().zip(&self.urls) {
             state.advance(&view.set_or_empty(type_url), now);
+        }
+        self.view = view;
+    }
+
+    /// Moves on to a view that differs from the present one in nothing that the client wants: the
+    /// caller knows, and is believed. Costs a pointer per type, however far apart the views are.
+    pub fn skip_to(&mut self, view: Arc<View>) {
+        for (state, type_url) in self.states.iter_mut().zip(&self.urls) {
+            state.skip_to(view.set_or_empty(type_url));
         }
         self.view = view;
     }

@@ -31,6 +31,13 @@ pub struct SubscriptionChange {
     pub is_wildcard_dropped: bool,
 }
 
+impl SubscriptionChange {
+    /// Whether nothing was asked for and nothing given up.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The subscription of one stream to one type.
 #[derive(Clone, Debug)]
 pub struct Subscription {

@@ -148,7 +148,12 @@ impl TypeState {
     }
 
     /// Applies the names of a state-of-the-world request.
-    pub(crate) fn handle_names(&mut self, names: &[Name], is_first: bool, now: Duration) {
+    pub(crate) fn handle_names(
+        &mut self,
+        names: &[Name],
+        is_first: bool,
+        now: Duration,
+    ) -> SubscriptionChange {
         let change = self.subscription.replace(names);
         self.forget_unwanted(&change);
         if self.rules.is_full_state {
@@ -159,6 +164,7 @@ impl TypeState {
             self.ask(&change);
         }
         self.note_pending(now);
+        change
     }
 
     /// Applies the names of an incremental request. `initial` counts only on the first request of
@@ -169,7 +175,7 @@ impl TypeState {
         unsubscribe: &[Name],
         initial: Option<&[(Name, Option<Version>)]>,
         now: Duration,
-    ) {
+    ) -> SubscriptionChange {
         let change = self.subscription.amend(subscribe, unsubscribe);
         self.forget_unwanted(&change);
         if let Some(initial) = initial {
@@ -189,6 +195,7 @@ impl TypeState {
             }
         }
         self.note_pending(now);
+        change
     }
 
     /// Moves on to the set that follows. Costs what changed, and nothing is sent yet.
@@ -197,14 +204,10 @@ impl TypeState {
             return;
         }
         for name in set.changed_since(&self.base) {
-            let (old, new) = (self.base.resource(&name).cloned(), set.resource(&name));
-            let is_wanted = [old.as_ref(), new]
-                .into_iter()
-                .flatten()
-                .any(|it| self.subscription.wants_resource(it));
-            if !is_wanted {
+            if !self.is_concerned(&name, set) {
                 continue;
             }
+            let (old, new) = (self.base.resource(&name).cloned(), set.resource(&name));
             match (old, new) {
                 (Some(old), None) => self.take_away(name, old, now),
                 (old, Some(resource)) => {
@@ -216,6 +219,25 @@ impl TypeState {
         }
         self.base = Arc::clone(set);
         self.note_pending(now);
+    }
+
+    /// Moves on to a set that has all that is wanted just as the present one has it.
+    pub(crate) fn skip_to(&mut self, set: Arc<TypeSet>) {
+        debug_assert!(
+            Arc::ptr_eq(&self.base, &set)
+                || set.changed_since(&self.base).iter().all(|name| {
+                    !self.is_concerned(name, &set) || set.resource(name) == self.base.resource(name)
+                }),
+            "nothing that the client wants changed on the way"
+        );
+        self.base = set;
+    }
+
+    // Whether the client wants what `set` or the present one has under a name.
+    fn is_concerned(&self, name: &Name, set: &TypeSet) -> bool {
+        let resources = [self.base.resource(name), set.resource(name)];
+        let mut present = resources.into_iter().flatten();
+        present.any(|it| self.subscription.wants_resource(it))
     }
 
     fn take_away(&mut self, name: Name, old: Arc<Resource>, now: Duration) {

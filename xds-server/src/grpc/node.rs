@@ -2,13 +2,22 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use isthmus_api::envoy_resources::NodeView;
 use isthmus_proto::pb::envoy::config::core::v3::{Node, node::UserAgentVersionType};
 use isthmus_proto::pb::google::protobuf::value::Kind;
 use isthmus_xds_core::stream::Peer;
+use prost::Message;
 use tonic::Status;
 
 use crate::transport::ConnectedPeer;
+
+/// Bytes of a node that are kept for the length of a stream; Istio's sidecars send about 3 KB. Of a
+/// longer one the id is kept.
+const KEPT_NODE_BYTES: usize = 16 * 1024;
+
+/// Characters of the id that are kept then.
+const KEPT_ID_CHARS: usize = 1024;
 
 /// A client's node, reduced to what decides something or helps a reader.
 #[derive(Debug, Default)]
@@ -20,6 +29,8 @@ pub(super) struct ClientNode {
     zone: String,
     sub_zone: String,
     metadata: BTreeMap<String, String>,
+    /// The message, for who asks about the client.
+    pub(super) encoded: Bytes,
     proven: ConnectedPeer,
 }
 
@@ -31,6 +42,8 @@ impl ClientNode {
                            set node.id in the bootstrap (Envoy: --service-node)";
             return Err(Status::invalid_argument(message));
         };
+        let mut node = node;
+        let encoded = encode_kept(&mut node);
         let locality = node.locality.unwrap_or_default();
         let fields = node.metadata.unwrap_or_default().fields;
         let metadata = fields
@@ -54,6 +67,7 @@ impl ClientNode {
             zone: locality.zone,
             sub_zone: locality.sub_zone,
             metadata: metadata.collect(),
+            encoded,
             proven,
         })
     }
@@ -80,6 +94,19 @@ impl ClientNode {
             Peer::Envoy
         }
     }
+}
+
+// Envoy lists every extension that it was built with, some 30 KB that nobody asks for here.
+fn encode_kept(node: &mut Node) -> Bytes {
+    node.extensions = Vec::new();
+    if node.encoded_len() <= KEPT_NODE_BYTES {
+        return node.encode_to_vec().into();
+    }
+    let known = Node {
+        id: node.id.chars().take(KEPT_ID_CHARS).collect(),
+        ..Node::default()
+    };
+    known.encode_to_vec().into()
 }
 
 fn render_user_agent(name: &str, version: Option<UserAgentVersionType>) -> String {

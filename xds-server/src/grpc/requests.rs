@@ -4,6 +4,7 @@
 
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http_body::Body as _;
@@ -52,24 +53,33 @@ where
     /// Waits for the next request; `None` when the client has no more. Nothing is lost if the
     /// future is dropped before it is done.
     pub(super) async fn next(&mut self) -> Result<Option<Inbound>, Status> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// Polls for the next request; `None` when the client has no more.
+    pub(super) fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Option<Inbound>, Status>> {
         loop {
             if let Some(message) = self.take_message()? {
                 let message = M::decode(message).map_err(|error| {
                     Status::invalid_argument(format!("the request is not one: {error}"))
                 })?;
-                return Ok(Some(Inbound::from(message)));
+                return Poll::Ready(Ok(Some(Inbound::from(message))));
             }
-            let body = &mut self.body;
-            let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context));
-            match frame.await {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.buffer.extend_from_slice(&data);
                     }
                 }
-                Some(Err(status)) => return Err(status),
-                None if self.buffer.is_empty() => return Ok(None),
-                None => return Err(Status::invalid_argument("the request ends in the middle")),
+                Some(Err(status)) => return Poll::Ready(Err(status)),
+                None if self.buffer.is_empty() => return Poll::Ready(Ok(None)),
+                None => {
+                    let message = "the request ends in the middle";
+                    return Poll::Ready(Err(Status::invalid_argument(message)));
+                }
             }
         }
     }

@@ -25,13 +25,10 @@ const COPIED_BYTES: usize = 32 * 1024;
 pub(super) struct Slot(Arc<Mutex<Option<Response>>>);
 
 impl Slot {
-    /// Waits for the body to have taken the last response. Only the body's own poll brings this
+    /// Whether the body has taken the last response. Only the body's own poll brings this
     /// forward, and it polls the session each time.
-    pub(super) fn vacant(&self) -> impl Future<Output = ()> {
-        std::future::poll_fn(|_| match *self.lock() {
-            None => Poll::Ready(()),
-            Some(_) => Poll::Pending,
-        })
+    pub(super) fn is_vacant(&self) -> bool {
+        self.lock().is_none()
     }
 
     /// Puts in a response; the slot was seen vacant.

@@ -1,13 +1,15 @@
 //! One stream of one client: feeds the state machine and writes out what it says.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use isthmus_xds_core::stream::{Event, RequestError, StreamOptions};
-use isthmus_xds_core::{Request, Response, Stream};
+use isthmus_xds_core::{Request, Stream};
 use prost::Message;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
@@ -16,10 +18,14 @@ use super::node::ClientNode;
 use super::requests::{Inbound, Requests};
 use super::responses::{SessionBody, Slot};
 use crate::clients::{Introduction, Membership};
-use crate::plane::{Plane, Subscriber};
+use crate::plane::Plane;
 
 /// How long a client may hold a stream open without saying who it is.
 const FIRST_REQUEST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Requests that one turn of a stream serves before it lets responses, and other streams, have
+/// theirs: a client that never stops asking must not keep them waiting.
+const REQUESTS_PER_TURN: usize = 32;
 
 /// Over how long the streams of a stopping server end. Below the time that the server gives them.
 const DRAIN_SPREAD: Duration = Duration::from_secs(4);
@@ -65,49 +71,9 @@ where
         return Ok(());
     };
     let node = ClientNode::parse(node, opening.peer.clone()).map_err(Ended::NoNode)?;
-    let mut moved = opening.plane.scopes_moved();
-    let mut subscriber = opening.plane.subscribe(&node.view());
-    let mut session = Session::open(opening, node, &mut subscriber);
+    let mut session = Session::open(opening, node);
     session.handle(&request)?;
-
-    loop {
-        let wake = session.wake();
-        let is_due = wake.is_some_and(|at| at <= Instant::now());
-        tokio::select! {
-            biased;
-            message = requests.next() => match message {
-                Ok(Some(Inbound { request, .. })) => session.handle(&request)?,
-                Ok(None) => break,
-                // A client that goes away is not worth a complaint; one that talks nonsense is.
-                Err(status) if status.code() == Code::Unknown => {
-                    debug!(stream = session.id, %status, "the client broke the stream");
-                    break;
-                }
-                Err(status) => return Err(Ended::Broken(status)),
-            },
-            changed = moved.changed() => {
-                if changed.is_err() {
-                    break;
-                }
-                subscriber = session.plane.subscribe(&session.node.view());
-                session.membership.client().move_to(&subscriber.scope);
-                session.move_to(&mut subscriber);
-            }
-            changed = subscriber.view.changed() => {
-                if changed.is_err() {
-                    break;
-                }
-                session.move_to(&mut subscriber);
-            }
-            () = outbound.vacant(), if is_due => {
-                if let Some(response) = session.poll() {
-                    outbound.put(response);
-                }
-            }
-            () = sleep_until(wake), if wake.is_some() && !is_due => {}
-        }
-    }
-    Ok(())
+    std::future::poll_fn(|context| session.poll(&mut requests, outbound, context)).await
 }
 
 struct Session {
@@ -116,6 +82,8 @@ struct Session {
     id: u64,
     opened: Instant,
     membership: Membership,
+    // Only while the stream waits for a time: one that is at rest has none.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Drop for Session {
@@ -125,7 +93,7 @@ impl Drop for Session {
 }
 
 impl Session {
-    fn open(opening: Opening, node: ClientNode, subscriber: &mut Subscriber) -> Self {
+    fn open(opening: Opening, node: ClientNode) -> Self {
         let id = opening.id;
         let variant = opening.variant;
         let options = StreamOptions {
@@ -135,32 +103,87 @@ impl Session {
             id,
             identifier: opening.identifier,
         };
-        let view = Arc::clone(&subscriber.view.borrow_and_update());
+        let scope = opening.plane.scope_of(&node.view());
         let introduction = Introduction {
             node_id: node.id.clone(),
             node_cluster: node.cluster.clone(),
+            node: node.encoded.clone(),
             user_agent: node.user_agent.clone(),
             peer: opening.peer,
             variant,
-            scope: subscriber.scope.clone(),
-            stream: Stream::new(options, view),
+            stream: Stream::new(options, scope.view()),
+            scope,
         };
         info!(node = node.id, stream = id, ?variant, "stream opened");
+        let membership = Membership::new(Arc::clone(&opening.plane), id, introduction);
+        // Scopes may have moved before the client was in one.
+        let client = membership.client();
+        opening.plane.place(client, &node.view(), Duration::ZERO);
         Self {
-            membership: Membership::new(Arc::clone(&opening.plane), id, introduction),
+            membership,
             plane: opening.plane,
             node,
             id,
             opened: Instant::now(),
+            timer: None,
         }
+    }
+
+    // Requests first, so that who asks is served before who is told; then what was rung for; then
+    // a response, if there is room for one.
+    fn poll<M>(
+        &mut self,
+        requests: &mut Requests<M>,
+        outbound: &Slot,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Ended>>
+    where
+        M: Message + Default,
+        Inbound: From<M>,
+    {
+        for served in 0.. {
+            if served == REQUESTS_PER_TURN {
+                context.waker().wake_by_ref();
+                break;
+            }
+            match requests.poll_next(context) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(Some(Inbound { request, .. }))) => self.handle(&request)?,
+                Poll::Ready(Ok(None)) => return Poll::Ready(Ok(())),
+                // A client that goes away is not worth a complaint; one that talks nonsense is.
+                Poll::Ready(Err(status)) if status.code() == Code::Unknown => {
+                    debug!(stream = self.id, %status, "the client broke the stream");
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Err(status)) => return Poll::Ready(Err(Ended::Broken(status))),
+            }
+        }
+        let client = self.membership.client();
+        client.bell.listen(context);
+        if client.bell.take_moved() {
+            let now = self.opened.elapsed();
+            self.plane.place(client, &self.node.view(), now);
+        }
+        // Until the body has taken the last response, nothing newer is made: it will merge.
+        while outbound.is_vacant() {
+            let turn = client.take_turn(self.opened.elapsed());
+            if let Some(response) = turn.response {
+                self.plane.metrics.count_response(&response);
+                outbound.put(response);
+            } else if !poll_timer(
+                &mut self.timer,
+                turn.wake.map(|at| self.opened + at),
+                context,
+            ) {
+                break;
+            }
+        }
+        Poll::Pending
     }
 
     fn handle(&mut self, request: &Request) -> Result<(), Ended> {
         let now = self.opened.elapsed();
-        let events = self.membership.client().with_stream(|stream| {
-            stream.handle_request(request, now)?;
-            Ok::<_, RequestError>(stream.take_events())
-        })?;
+        let events = self.membership.client().handle_request(request, now)?;
         if request.nonce.is_empty() {
             self.plane.metrics.count_subscription(&request.type_url);
         }
@@ -179,27 +202,23 @@ impl Session {
         }
         Ok(())
     }
+}
 
-    fn move_to(&mut self, subscriber: &mut Subscriber) {
-        let view = Arc::clone(&subscriber.view.borrow_and_update());
-        let now = self.opened.elapsed();
-        let client = self.membership.client();
-        client.with_stream(|stream| stream.handle_view(view, now));
+// Sets the timer to a time, or ends it; tells whether that time has come.
+fn poll_timer(
+    timer: &mut Option<Pin<Box<Sleep>>>,
+    at: Option<Instant>,
+    context: &mut Context<'_>,
+) -> bool {
+    let Some(at) = at else {
+        *timer = None;
+        return false;
+    };
+    let sleep = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+    if sleep.deadline() != at {
+        sleep.as_mut().reset(at);
     }
-
-    fn poll(&mut self) -> Option<Response> {
-        let now = self.opened.elapsed();
-        let client = self.membership.client();
-        let response = client.with_stream(|stream| stream.poll(now))?;
-        self.plane.metrics.count_response(&response);
-        Some(response)
-    }
-
-    fn wake(&self) -> Option<Instant> {
-        let client = self.membership.client();
-        let at = client.with_stream(|stream| stream.next_wake())?;
-        Some(self.opened + at)
-    }
+    sleep.as_mut().poll(context).is_ready()
 }
 
 // When the server stops, streams end one after the other, so that their clients do not all knock
@@ -214,12 +233,6 @@ async fn drained(shutdown: &mut watch::Receiver<bool>, id: u64) {
 fn fraction_of(id: u64) -> f64 {
     let high = u32::try_from(id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32).unwrap_or(u32::MAX);
     f64::from(high) / f64::from(u32::MAX)
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    if let Some(at) = at {
-        tokio::time::sleep_until(at).await;
-    }
 }
 
 /// Why the server ends a stream. The client is told, and it is counted.

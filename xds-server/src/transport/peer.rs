@@ -45,6 +45,14 @@ impl ConnectedPeer {
         self.identity.as_deref()
     }
 
+    /// Whether it came over the loopback interface.
+    pub fn is_loopback(&self) -> bool {
+        match self.place {
+            Place::Tcp(addr) => addr.ip().to_canonical().is_loopback(),
+            Place::Unknown | Place::Unix { .. } => false,
+        }
+    }
+
     pub(super) fn tcp(addr: SocketAddr) -> Self {
         Self {
             place: Place::Tcp(addr),

@@ -2,17 +2,28 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Parser;
+use isthmus_proto::pb::envoy::config::core::v3::Node;
+use isthmus_proto::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use isthmus_proto::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+};
+use isthmus_proto::pb::google::protobuf::value::Kind;
+use isthmus_proto::pb::google::protobuf::{Struct, Value};
+use isthmus_proto::pb::google::rpc::Status;
 use isthmus_xds::cli::Cli;
 use isthmus_xds::server::Server;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tonic::transport::Channel;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
 
 /// Nothing here takes a second; a busy machine may.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,23 +50,22 @@ impl Running {
         let server = Server::bind(&Cli::parse_from(args)).await.unwrap();
         let (xds, admin) = (server.xds_addr().unwrap(), server.admin_addr().unwrap());
         let (stop, stopped) = oneshot::channel();
-        let served = tokio::spawn(async move {
+        let running = tokio::spawn(async move {
             let stop = async { stopped.await.unwrap_or(()) };
             server.serve(stop).await.unwrap();
         });
-        let running = Self {
+        let this = Self {
             dir,
             stop: Some(stop),
-            served,
+            served: running,
             xds,
             admin,
         };
         if document.is_some() {
-            running
-                .wait_for("/readyz", |answer| answer.contains("200 OK"))
+            this.wait_for("/readyz", |answer| answer.contains("200 OK"))
                 .await;
         }
-        running
+        this
     }
 
     pub(crate) fn write(&self, document: &str) {
@@ -88,8 +98,81 @@ impl Running {
         seen.expect("the server gets there")
     }
 
+    /// Connects over the Unix socket at `path`, where the kernel tells who calls.
+    pub(crate) async fn unix_channel(&self, path: &Path) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("unix:{}", path.display())).unwrap();
+        endpoint.connect().await.unwrap()
+    }
+
     pub(crate) async fn channel(&self) -> Channel {
         let endpoint = Channel::from_shared(format!("http://{}", self.xds)).unwrap();
         endpoint.connect().await.unwrap()
     }
+}
+
+/// One incremental aggregated stream, which answers when it is told to.
+pub(crate) struct Delta {
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    responses: Streaming<DeltaDiscoveryResponse>,
+}
+
+impl Delta {
+    pub(crate) async fn open(channel: Channel, node: &str, type_url: &str) -> Self {
+        let (requests, outbound) = mpsc::channel(8);
+        let node = Node {
+            id: node.to_owned(),
+            metadata: Some(metadata("NODE", node)),
+            ..Node::default()
+        };
+        let first = DeltaDiscoveryRequest {
+            node: Some(node),
+            type_url: type_url.to_owned(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        requests.send(first).await.unwrap();
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
+        let outbound = ReceiverStream::new(outbound);
+        let opened = client.delta_aggregated_resources(outbound).await.unwrap();
+        let responses = opened.into_inner();
+        Self {
+            requests,
+            responses,
+        }
+    }
+
+    pub(crate) async fn subscribe(&self, type_url: &str, names: &[&str]) {
+        let names = names.iter().map(|name| (*name).to_owned());
+        let request = DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            resource_names_subscribe: names.collect(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
+    pub(crate) async fn next(&mut self) -> DeltaDiscoveryResponse {
+        let next = tokio::time::timeout(PATIENCE, self.responses.message());
+        let response = next.await.expect("a response comes").unwrap();
+        response.expect("the stream goes on")
+    }
+
+    pub(crate) async fn answer(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
+        let request = DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            error_detail: error.map(|message| Status {
+                code: 3,
+                message: message.to_owned(),
+                details: Vec::new(),
+            }),
+            ..DeltaDiscoveryRequest::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+}
+
+fn metadata(key: &str, value: &str) -> Struct {
+    let kind = Some(Kind::StringValue(value.to_owned()));
+    let fields = [(key.to_owned(), Value { kind })].into();
+    Struct { fields }
 }

@@ -146,7 +146,7 @@ impl Client {
         &mut self,
         request: &Request,
     ) -> Result<(), isthmus_xds_core::RequestError> {
-        self.stream.handle_request(request, self.now)
+        self.stream.handle_request(request, self.now).map(|_| ())
     }
 
     /// Everything that the server has to say at this time.

@@ -1,0 +1,225 @@
+//! The streams of one scope, and how a change reaches those that want it.
+//!
+//! No wake-up is lost. [`Scope::announce`] holds the members' lock while it puts the next view in
+//! place, asks the index who wants the changes, and rings them. A stream that changes what it
+//! wants amends the index under that same lock and reads the view there. So either it comes first,
+//! and the announcement finds it in the index; or it comes after, and what it reads is the
+//! announced view, to which it moves by a comparison of its own.
+//!
+//! Locks are taken in this order: a client's, the plane's, the members' of a scope. The one
+//! place that goes the other way (`bring_along`) tries and does not wait.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::task::Context;
+
+use atomic_waker::AtomicWaker;
+use isthmus_xds_core::catalog::ResourceChange;
+use isthmus_xds_core::stream::Amended;
+use isthmus_xds_core::{ScopeKey, Stream, View};
+use roaring::RoaringBitmap;
+
+use crate::clients::Client;
+use crate::interest::{InterestIndex, Slot};
+
+/// Changes after which streams that wanted none of them let go of the view that they hold, at
+/// least: what was replaced since is kept in memory for them. At most one for each stream, so
+/// that a change pays for its share of one of them, however many there are.
+const BRING_ALONG_AFTER: usize = 1024;
+
+/// Clients that get the same documents, and the view of those.
+#[derive(Debug)]
+pub(crate) struct Scope {
+    key: ScopeKey,
+    view: RwLock<Arc<View>>,
+    members: Mutex<Members>,
+}
+
+#[derive(Debug, Default)]
+struct Members {
+    index: InterestIndex,
+    clients: BTreeMap<Slot, Arc<Client>>,
+    // Since all streams were at the newest view.
+    changes: usize,
+}
+
+/// What an announcement did.
+#[derive(Debug, Default)]
+pub(crate) struct Announced {
+    /// Streams that slept and were woken.
+    pub(crate) woken: usize,
+}
+
+impl Scope {
+    pub(crate) fn new(key: ScopeKey, view: Arc<View>) -> Self {
+        Self {
+            key,
+            view: RwLock::new(view),
+            members: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn key(&self) -> &ScopeKey {
+        &self.key
+    }
+
+    /// The newest view.
+    pub(crate) fn view(&self) -> Arc<View> {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&view)
+    }
+
+    /// Puts the next view in place and wakes the streams that want any of what changed.
+    pub(crate) fn announce(&self, view: Arc<View>, changes: &[ResourceChange]) -> Announced {
+        let mut members = self.lock();
+        let wanting = members.index.wanting(changes);
+        let previous = self.replace_view(view);
+        let mut woken = 0;
+        for slot in &union(wanting.into_values()) {
+            if let Some(client) = members.clients.get(&slot) {
+                woken += usize::from(client.bell.ring_change(&previous));
+            }
+        }
+        members.changes += changes.len();
+        if members.changes > BRING_ALONG_AFTER.max(members.clients.len()) {
+            members.changes = 0;
+            self.bring_along(&members);
+        }
+        Announced { woken }
+    }
+
+    /// Has every stream look up its scope again.
+    pub(crate) fn ring_moved(&self) -> usize {
+        let members = self.lock();
+        let clients = members.clients.values();
+        clients.filter(|client| client.bell.ring_moved()).count()
+    }
+
+    /// Takes in a client and what its stream wants. Returns the view that it should have.
+    pub(crate) fn join(&self, client: &Arc<Client>, stream: &Stream) -> Arc<View> {
+        let mut members = self.lock();
+        for (type_url, wanted) in stream.subscriptions() {
+            members.index.insert(client.slot, type_url, wanted);
+        }
+        members.clients.insert(client.slot, Arc::clone(client));
+        self.view()
+    }
+
+    /// Takes note of what a stream wants from here on. Returns the view that it should have.
+    pub(crate) fn amend(&self, slot: Slot, amended: &Amended) -> Arc<View> {
+        let mut members = self.lock();
+        let (type_url, change) = (&amended.type_url, &amended.change);
+        members.index.amend(slot, type_url, change);
+        self.view()
+    }
+
+    /// Lets a client go; it is not rung any more.
+    pub(crate) fn leave(&self, slot: Slot, stream: &Stream) {
+        let mut members = self.lock();
+        for (type_url, wanted) in stream.subscriptions() {
+            members.index.remove(slot, type_url, wanted);
+        }
+        members.clients.remove(&slot);
+    }
+
+    /// Entries of the index.
+    pub(crate) fn interest_entries(&self) -> usize {
+        self.lock().index.len()
+    }
+
+    // Nothing between the view that a silent stream has and the newest concerns it, since it was
+    // not rung. A client that is busy brings itself along.
+    fn bring_along(&self, members: &Members) {
+        let newest = self.view();
+        for client in members.clients.values() {
+            client.skip_to(&newest);
+        }
+    }
+
+    fn replace_view(&self, view: Arc<View>) -> Arc<View> {
+        let mut place = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut place, view)
+    }
+
+    // A panic while the lock was held can leave a stream unrung; the others must go on.
+    fn lock(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn union(sets: impl Iterator<Item = RoaringBitmap>) -> RoaringBitmap {
+    sets.reduce(|all, set| all | set).unwrap_or_default()
+}
+
+/// Where a stream is rung when there is something for it.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    reasons: AtomicU8,
+    waker: AtomicWaker,
+    // The last view before the first change that the stream was rung for and has not looked at:
+    // up to there nothing concerns it.
+    unconcerned: Mutex<Option<Arc<View>>>,
+}
+
+const CHANGE: u8 = 1;
+const MOVED: u8 = 2;
+
+impl Bell {
+    /// Has the task of `context` woken by the next ring. To be called before the bell is looked
+    /// at, so that no ring falls between the two.
+    pub(crate) fn listen(&self, context: &Context<'_>) {
+        self.waker.register(context.waker());
+    }
+
+    /// Whether the stream must look up its scope; asked once for each ring.
+    pub(crate) fn take_moved(&self) -> bool {
+        self.take(MOVED)
+    }
+
+    /// Rings for a move of this very stream.
+    pub(crate) fn ring_moved(&self) -> bool {
+        self.ring(MOVED)
+    }
+
+    // Called with the view in place already: who takes the ring reads that or a newer one.
+    fn ring_change(&self, previous: &Arc<View>) -> bool {
+        self.lock().get_or_insert_with(|| Arc::clone(previous));
+        self.ring(CHANGE)
+    }
+
+    /// If something changed that the stream wants: the view up to which nothing did. Asked once for
+    /// each ring; who takes that view must read the newest after.
+    pub(crate) fn take_change(&self) -> Option<Arc<View>> {
+        // If another ring was taken together with the view, the newest was read after both.
+        self.take(CHANGE).then(|| self.lock().take()).flatten()
+    }
+
+    pub(crate) fn has_change(&self) -> bool {
+        self.reasons.load(Ordering::Acquire) & CHANGE != 0
+    }
+
+    fn take(&self, reason: u8) -> bool {
+        // Read first: most looks find nothing, and a read costs the other cores nothing.
+        self.reasons.load(Ordering::Acquire) & reason != 0
+            && self.reasons.fetch_and(!reason, Ordering::AcqRel) & reason != 0
+    }
+
+    // Whoever rang before wakes the stream, or has; it looks after that.
+    fn ring(&self, reason: u8) -> bool {
+        let is_first = self.reasons.fetch_or(reason, Ordering::AcqRel) & reason == 0;
+        if is_first {
+            self.waker.wake();
+        }
+        is_first
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<View>>> {
+        self.unconcerned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,500 @@
+//! Streams without sockets: who is woken by what, and that nobody is forgotten.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Weak;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::task::{Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use isthmus_api::envoy_resources::{NodeView, Selector};
+use isthmus_proto::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+use isthmus_xds_core::catalog::Draft;
+use isthmus_xds_core::stream::{Peer, StreamOptions};
+use isthmus_xds_core::type_rules::{CLUSTER, ENDPOINT, VIRTUAL_HOST};
+use isthmus_xds_core::{Document, Extras, Name, Request, TypeUrl, Variant};
+use prost::Message;
+
+use super::*;
+use crate::clients::{Introduction, Membership};
+use crate::plane::Plane;
+use crate::transport::ConnectedPeer;
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+fn draft(type_url: &str, name: &str, value: &str) -> Draft {
+    Draft {
+        type_url: TypeUrl::from(type_url),
+        name: Name::from(name),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+        extras: Extras::default(),
+    }
+}
+
+fn document(name: &str, node: Option<&str>, resources: Vec<Draft>) -> Document {
+    Document {
+        name: Name::from(name),
+        selector: Selector {
+            id: node.map(ToOwned::to_owned),
+            ..Selector::default()
+        },
+        resources,
+    }
+}
+
+fn patch(plane: &Plane, drafts: Vec<Draft>) {
+    plane.patch(&Name::from("d"), drafts, &[]);
+}
+
+fn with_node<T>(id: &str, act: impl FnOnce(&NodeView<'_>) -> T) -> T {
+    let metadata = BTreeMap::new();
+    act(&NodeView {
+        id,
+        cluster: "",
+        identity: None,
+        region: "",
+        zone: "",
+        sub_zone: "",
+        metadata: &metadata,
+    })
+}
+
+#[derive(Debug)]
+struct Ear {
+    rings: AtomicUsize,
+    has_rung: AtomicBool,
+    sleeper: Thread,
+}
+
+impl Wake for Ear {
+    fn wake(self: Arc<Self>) {
+        self.rings.fetch_add(1, Ordering::SeqCst);
+        self.has_rung.store(true, Ordering::SeqCst);
+        self.sleeper.unpark();
+    }
+}
+
+// A session without a socket: an incremental stream, and what its client holds.
+#[derive(Debug)]
+struct Session {
+    plane: Arc<Plane>,
+    node: String,
+    membership: Membership,
+    ear: Arc<Ear>,
+    opened: Instant,
+    held: BTreeMap<(String, String), Vec<u8>>,
+}
+
+impl Session {
+    fn open(plane: &Arc<Plane>, node: &str) -> Self {
+        let scope = with_node(node, |node| plane.scope_of(node));
+        let id = plane.next_stream_id();
+        let options = StreamOptions {
+            variant: Variant::Delta,
+            only_type: None,
+            peer: Peer::Envoy,
+            id,
+            identifier: "test".into(),
+        };
+        let introduction = Introduction {
+            node_id: node.to_owned(),
+            node_cluster: String::new(),
+            node: bytes::Bytes::new(),
+            user_agent: String::new(),
+            peer: ConnectedPeer::default(),
+            variant: Variant::Delta,
+            stream: Stream::new(options, scope.view()),
+            scope,
+        };
+        Self {
+            membership: Membership::new(Arc::clone(plane), id, introduction),
+            plane: Arc::clone(plane),
+            node: node.to_owned(),
+            ear: Arc::new(Ear {
+                rings: AtomicUsize::new(0),
+                has_rung: AtomicBool::new(false),
+                sleeper: thread::current(),
+            }),
+            opened: Instant::now(),
+            held: BTreeMap::new(),
+        }
+    }
+
+    fn subscribed(plane: &Arc<Plane>, node: &str, type_url: &str, names: &[&str]) -> Self {
+        let mut session = Self::open(plane, node);
+        session.subscribe(type_url, names);
+        session.run();
+        session
+    }
+
+    fn subscribe(&self, type_url: &str, names: &[&str]) {
+        self.request(&Request {
+            type_url: type_url.to_owned(),
+            subscribe: names.iter().map(|name| Name::from(*name)).collect(),
+            ..Request::default()
+        });
+    }
+
+    fn request(&self, request: &Request) {
+        let client = self.membership.client();
+        let handled = client.handle_request(request, self.opened.elapsed());
+        handled.expect("the request is a valid one");
+    }
+
+    // What a session's poll does: takes all there is, and answers it. Returns what came, as
+    // "type name" or "type -name".
+    fn run(&mut self) -> Vec<String> {
+        let waker = Waker::from(Arc::clone(&self.ear));
+        let client = Arc::clone(self.membership.client());
+        client.bell.listen(&Context::from_waker(&waker));
+        if client.bell.take_moved() {
+            let now = self.opened.elapsed();
+            with_node(&self.node, |node| self.plane.place(&client, node, now));
+        }
+        let mut came = Vec::new();
+        while let Some(response) = client.take_turn(self.opened.elapsed()).response {
+            let bytes = response.pieces.concat();
+            let response = DeltaDiscoveryResponse::decode(&*bytes).unwrap();
+            let type_url = response.type_url;
+            for resource in response.resources {
+                came.push(format!("{} {}", short(&type_url), resource.name));
+                let value = resource.resource.unwrap_or_default().value;
+                self.held.insert((type_url.clone(), resource.name), value);
+            }
+            for name in response.removed_resources {
+                came.push(format!("{} -{name}", short(&type_url)));
+                self.held.remove(&(type_url.clone(), name));
+            }
+            self.request(&Request {
+                type_url,
+                nonce: response.nonce,
+                ..Request::default()
+            });
+        }
+        came
+    }
+
+    fn rings(&self) -> usize {
+        self.ear.rings.load(Ordering::SeqCst)
+    }
+}
+
+fn short(type_url: &str) -> &'static str {
+    crate::metrics::short_name(type_url)
+}
+
+fn wakes(plane: &Plane) -> usize {
+    let text = plane.metrics.render().unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("isthmus_xds_wakes_total "));
+    line.unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_change_wakes_exactly_the_streams_that_want_it() {
+    struct Case {
+        name: &'static str,
+        draft: Draft,
+        woken: &'static [usize],
+    }
+    let glob = "xdstp://a/t/f/*";
+    let host = |alias: &str| {
+        let mut draft = draft(VIRTUAL_HOST, "main/h", "1");
+        draft.extras.aliases = vec![Name::from(alias)];
+        draft
+    };
+    let plane = Arc::new(Plane::new());
+    plane.publish(vec![
+        document("d", None, vec![draft(ENDPOINT, "a", "1"), host("main/old")]),
+        document("other", Some("elsewhere"), Vec::new()),
+    ]);
+    let mut sessions = [
+        Session::subscribed(&plane, "n", ENDPOINT, &["a"]),
+        Session::subscribed(&plane, "n", ENDPOINT, &["b", "c"]),
+        Session::subscribed(&plane, "n", ENDPOINT, &["*"]),
+        Session::subscribed(&plane, "n", ENDPOINT, &[glob]),
+        Session::subscribed(&plane, "n", CLUSTER, &["*"]),
+        Session::subscribed(&plane, "n", VIRTUAL_HOST, &["main/old"]),
+        Session::subscribed(&plane, "n", VIRTUAL_HOST, &["main/new"]),
+        Session::subscribed(&plane, "elsewhere", ENDPOINT, &["a"]),
+    ];
+    let cases = [
+        Case {
+            name: "a name",
+            draft: draft(ENDPOINT, "a", "2"),
+            woken: &[0, 2, 7],
+        },
+        Case {
+            name: "a name that was absent",
+            draft: draft(ENDPOINT, "b", "1"),
+            woken: &[1, 2],
+        },
+        Case {
+            name: "the same again",
+            draft: draft(ENDPOINT, "b", "1"),
+            woken: &[],
+        },
+        Case {
+            name: "of another type",
+            draft: draft(CLUSTER, "a", "1"),
+            woken: &[4],
+        },
+        Case {
+            name: "below a glob",
+            draft: draft(ENDPOINT, "xdstp://a/t/f/1", "1"),
+            woken: &[2, 3],
+        },
+        Case {
+            name: "beside a glob",
+            draft: draft(ENDPOINT, "xdstp://a/t/g/1", "1"),
+            woken: &[2],
+        },
+        Case {
+            name: "an alias lost, another won",
+            draft: host("main/new"),
+            woken: &[5, 6],
+        },
+    ];
+    for Case { name, draft, woken } in cases {
+        let before: Vec<usize> = sessions.iter().map(Session::rings).collect();
+        let wakes_before = wakes(&plane);
+        patch(&plane, vec![draft]);
+        let rung: Vec<usize> = (0..sessions.len())
+            .filter(|at| sessions[*at].rings() != before[*at])
+            .collect();
+        assert_eq!(rung, woken, "{name}");
+        assert_eq!(wakes(&plane) - wakes_before, woken.len(), "{name}");
+        for session in &mut sessions {
+            session.run();
+        }
+    }
+    assert_eq!(sessions[0].held.len(), 1);
+    assert_eq!(sessions[2].held.len(), 4);
+}
+
+#[test]
+fn of_a_thousand_streams_the_one_that_wants_it_is_woken() {
+    let plane = Arc::new(Plane::new());
+    plane.publish(vec![document("d", None, Vec::new())]);
+    let mut sessions: Vec<Session> = (0..1000)
+        .map(|at| Session::subscribed(&plane, "n", ENDPOINT, &[&format!("ep-{at}")]))
+        .collect();
+    assert_eq!(plane.interest_entries(), 1000);
+    for value in 0..5 {
+        patch(&plane, vec![draft(ENDPOINT, "ep-700", &value.to_string())]);
+        assert_eq!(sessions[700].run(), ["eds ep-700"]);
+    }
+    let rung = sessions.iter().map(Session::rings);
+    assert_eq!(rung.sum::<usize>(), 5);
+    assert_eq!(sessions[700].rings(), 5);
+    assert_eq!(wakes(&plane), 5);
+}
+
+#[test]
+fn a_stream_that_sleeps_is_rung_once_and_finds_all_that_changed() {
+    let plane = Arc::new(Plane::new());
+    plane.publish(vec![document("d", None, Vec::new())]);
+    let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["a", "b"]);
+    session.run();
+    // Far more than the change log has, before, between and after.
+    for value in 0..200 {
+        patch(&plane, vec![draft(ENDPOINT, "noise", &value.to_string())]);
+    }
+    patch(&plane, vec![draft(ENDPOINT, "a", "1")]);
+    for value in 0..200 {
+        patch(&plane, vec![draft(ENDPOINT, "noise", &format!("x{value}"))]);
+    }
+    patch(&plane, vec![draft(ENDPOINT, "b", "1")]);
+    assert_eq!(session.rings(), 1);
+    assert_eq!(session.run(), ["eds a", "eds b"]);
+    assert!(session.run().is_empty());
+}
+
+#[test]
+fn who_asks_is_answered_from_the_newest_view() {
+    let plane = Arc::new(Plane::new());
+    plane.publish(vec![document(
+        "d",
+        None,
+        vec![draft(ENDPOINT, "a", "1"), draft(ENDPOINT, "b", "1")],
+    )]);
+    let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
+    // It does not want this, and is not told; then it does.
+    patch(&plane, vec![draft(ENDPOINT, "b", "2")]);
+    assert_eq!(session.rings(), 0);
+    session.subscribe(ENDPOINT, &["b"]);
+    assert_eq!(session.run(), ["eds b"]);
+    assert_eq!(session.held[&(ENDPOINT.to_owned(), "b".to_owned())], b"2");
+}
+
+#[test]
+fn a_ring_that_a_request_overtook_leads_nowhere() {
+    let plane = Arc::new(Plane::new());
+    plane.publish(vec![document("d", None, vec![draft(ENDPOINT, "a", "1")])]);
+    let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
+    let overtaken = with_node("n", |node| plane.scope_of(node)).view();
+    patch(&plane, vec![draft(ENDPOINT, "a", "2")]);
+    assert_eq!(session.run(), ["eds a"]);
+    session.membership.client().bell.ring_change(&overtaken);
+    assert!(session.run().is_empty());
+}
+
+#[test]
+fn r48_a_cluster_that_changes_brings_its_endpoints_along() {
+    let plane = Arc::new(Plane::new());
+    let cluster = |value| {
+        let mut draft = draft(CLUSTER, "c", value);
+        draft.extras.endpoints = Some(Name::from("e"));
+        draft
+    };
+    plane.publish(vec![document(
+        "d",
+        None,
+        vec![cluster("1"), draft(ENDPOINT, "e", "1")],
+    )]);
+    let mut session = Session::subscribed(&plane, "n", CLUSTER, &["*"]);
+    session.subscribe(ENDPOINT, &["e"]);
+    session.run();
+    patch(&plane, vec![cluster("2")]);
+    assert_eq!(session.run(), ["cds c", "eds e"]);
+}
+
+#[test]
+fn a_stream_that_moves_or_ends_leaves_nothing_behind() {
+    let plane = Arc::new(Plane::new());
+    let documents = |id: &str| {
+        let everybody = document("all", None, vec![draft(ENDPOINT, "a", "1")]);
+        vec![
+            everybody,
+            document("d", Some(id), vec![draft(ENDPOINT, "b", "1")]),
+        ]
+    };
+    plane.publish(documents("nobody"));
+    let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["*", "x"]);
+    assert_eq!(plane.interest_entries(), 2);
+
+    plane.publish(documents("n"));
+    assert_eq!(session.rings(), 1, "its scope is another");
+    assert_eq!(session.run(), ["eds b"]);
+    assert_eq!(plane.interest_entries(), 2);
+    patch(&plane, vec![draft(ENDPOINT, "b", "2")]);
+    assert_eq!(session.run(), ["eds b"]);
+
+    plane.publish(documents("nobody"));
+    assert_eq!(session.run(), ["eds -b"]);
+    drop(session);
+    assert_eq!(plane.interest_entries(), 0);
+    plane.publish(documents("nobody"));
+    assert!(plane.snapshot().1.is_empty(), "no scope is in use");
+    let next = Session::open(&plane, "n");
+    assert_eq!(next.membership.client().slot, 0, "numbers are used again");
+}
+
+#[test]
+fn a_stream_that_wants_nothing_of_it_holds_no_old_view() {
+    let plane = Arc::new(Plane::new());
+    plane.publish(vec![document("d", None, vec![draft(ENDPOINT, "a", "1")])]);
+    let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
+    let old: Weak<View> = Arc::downgrade(&with_node("n", |node| plane.scope_of(node)).view());
+    for value in 0..=BRING_ALONG_AFTER {
+        patch(&plane, vec![draft(ENDPOINT, "b", &value.to_string())]);
+    }
+    assert!(old.upgrade().is_none());
+    assert_eq!(session.rings(), 0);
+    patch(&plane, vec![draft(ENDPOINT, "a", "2")]);
+    assert_eq!(session.run(), ["eds a"]);
+}
+
+// Clients change what they want while what they want changes, and then sleep until they are
+// rung: one ring too few, and one of them never holds what it should.
+#[test]
+fn no_ring_is_lost_between_those_who_ask_and_those_who_publish() {
+    const NAMES: usize = 8;
+    const CHANGES: usize = 4000;
+    let plane = Arc::new(Plane::new());
+    plane.publish(vec![document("d", None, Vec::new())]);
+    let is_published = AtomicBool::new(false);
+    let deadline = Instant::now() + PATIENCE;
+    thread::scope(|threads| {
+        let sessions: Vec<_> = (1..4_u64)
+            .map(|seed| {
+                let (plane, is_published) = (&plane, &is_published);
+                threads.spawn(move || sleepy_client(plane, seed, is_published, deadline))
+            })
+            .collect();
+        let mut random = 7;
+        for value in 0..CHANGES {
+            let name = format!("e{}", next(&mut random) % NAMES);
+            patch(&plane, vec![draft(ENDPOINT, &name, &value.to_string())]);
+        }
+        is_published.store(true, Ordering::SeqCst);
+        for session in sessions {
+            session.join().expect("the client got what it wanted");
+        }
+    });
+    assert_eq!(plane.interest_entries(), 0);
+}
+
+fn sleepy_client(plane: &Arc<Plane>, seed: u64, is_published: &AtomicBool, deadline: Instant) {
+    let mut random = seed;
+    let mut wanted = BTreeSet::new();
+    let mut session = Session::subscribed(plane, "n", ENDPOINT, &["never"]);
+    while !is_published.load(Ordering::SeqCst) {
+        let name = format!("e{}", next(&mut random) % 8);
+        let names = vec![Name::from(name.as_str())];
+        let type_url = ENDPOINT.to_owned();
+        let request = if wanted.remove(&name) {
+            session.held.remove(&(type_url.clone(), name));
+            Request {
+                type_url,
+                unsubscribe: names,
+                ..Request::default()
+            }
+        } else {
+            wanted.insert(name);
+            Request {
+                type_url,
+                subscribe: names,
+                ..Request::default()
+            }
+        };
+        session.request(&request);
+        // Now and then it does not look at what it gets, and is rung meanwhile.
+        if !next(&mut random).is_multiple_of(4) {
+            session.run();
+        }
+    }
+    session.run();
+    loop {
+        let newest = with_node("n", |node| plane.scope_of(node)).view();
+        let set = newest.type_set(ENDPOINT).expect("endpoints were published");
+        let value = |name: &String| Some((name.clone(), set.resource(name)?.value().to_vec()));
+        let desired: BTreeMap<String, Vec<u8>> = wanted.iter().filter_map(value).collect();
+        let held = session
+            .held
+            .iter()
+            .map(|((_, name), value)| (name.clone(), value.clone()));
+        if held.collect::<BTreeMap<_, _>>() == desired {
+            return;
+        }
+        while !session.ear.has_rung.swap(false, Ordering::SeqCst) {
+            assert!(
+                Instant::now() < deadline,
+                "never rung: {wanted:?} {:?}",
+                session.held
+            );
+            thread::park_timeout(Duration::from_millis(50));
+        }
+        session.run();
+    }
+}
+
+// A linear congruential generator: the test needs variety, not chance.
+fn next(random: &mut u64) -> usize {
+    *random = random
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407);
+    usize::try_from(*random >> 33).unwrap_or_default()
+}
