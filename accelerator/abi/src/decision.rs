@@ -77,7 +77,7 @@ pub enum PassCause {
     NotInPod,
     /// O1.
     PortExcluded,
-    /// O4: the pod's own address, or loopback.
+    /// O2, O4: the pod's own address, or loopback.
     OwnAddress,
     /// O5, O8, or a dial of the proxy to something that is not a local pod.
     CallerIsProxy,
@@ -121,7 +121,9 @@ fn application_dial<R: Rules>(
 ) -> Verdict {
     let netns = dial.netns_cookie;
     let is_own = owner == Some(netns) || is_loopback(&dial.destination);
-    if is_own && !pod.flags.has(PodFlags::LOOPBACK_IN_RANGES) {
+    // O2 asks for the source alone: it stands where O4 is left out.
+    let is_bound_as_envoy = dial.source == ENVOY_INBOUND_SOURCE;
+    if is_own && (is_bound_as_envoy || !pod.flags.has(PodFlags::LOOPBACK_IN_RANGES)) {
         return Verdict::Pass(PassCause::OwnAddress);
     }
     if dial.destination == LOOPBACK {

@@ -1,0 +1,321 @@
+//! The accelerator's decision against Istio's rules: random annotations, random connections.
+//!
+//! One side reads the annotations as the agent does and asks `decide()`, the function that runs in the
+//! kernel. The other side is an interpreter of the very rules that the lab gives to `iptables-restore`.
+//! It knows nothing of sidecars, only of chains, matches and jumps.
+
+#[path = "decision_oracle/rules.rs"]
+mod rules;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use isthmus_accel_abi::{Dial, LOOPBACK, Verdict, decide, v4_mapped};
+use isthmus_accel_core::{ResolvedPod, State, plan};
+use isthmus_api::node_config::{Capture as PodCapture, NodeConfig, PodName};
+use isthmus_integration_tests::iptables::{Capture, Ports, Ranges, render_rules};
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+use rules::{Outcome, Packet, Table};
+
+const CLIENT: u64 = 11;
+const SERVER: u64 = 22;
+const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+const SERVER_IP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+const ENVOY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
+const OUTBOUND: u16 = 15001;
+const INBOUND: u16 = 15006;
+
+// Ports that the pods' lists and the connections are drawn from, so that they meet.
+const PORTS: [u16; 12] = [
+    22, 53, 80, 443, 3306, 8080, 9090, 15001, 15006, 15008, 15020, 15021,
+];
+const RANGES: [&str; 8] = [
+    "198.18.0.0/24",
+    "198.18.0.2/32",
+    "198.19.0.0/16",
+    "198.19.9.0/24",
+    "203.0.113.0/24",
+    "0.0.0.0/0",
+    "127.0.0.0/8",
+    "127.0.0.2/32",
+];
+const DESTINATIONS: [Ipv4Addr; 9] = [
+    CLIENT_IP,
+    SERVER_IP,
+    Ipv4Addr::new(198, 18, 0, 77),
+    Ipv4Addr::new(198, 19, 9, 9),
+    Ipv4Addr::new(198, 19, 77, 1),
+    Ipv4Addr::new(203, 0, 113, 5),
+    Ipv4Addr::LOCALHOST,
+    Ipv4Addr::new(127, 0, 0, 2),
+    ENVOY_SOURCE,
+];
+// Never captured by the accelerator on the way in; Istio's rules leave most of them to a list.
+const LEFT_TO_IPTABLES_INBOUND: [u16; 6] = [15001, 15006, 15008, 15020, 15021, 15090];
+
+/// Where a connection ends up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum End {
+    AsDialled,
+    OwnOutbound,
+    OwnInbound,
+    PeerInbound,
+}
+
+#[derive(Clone, Debug)]
+struct Attempt {
+    uid: u32,
+    gid: u32,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    port: u16,
+}
+
+fn capture() -> impl Strategy<Value = Capture> {
+    let ports = || subsequence(PORTS.to_vec(), 0..4);
+    let ranges = || {
+        let listed = subsequence(RANGES.to_vec(), 0..4);
+        listed.prop_map(|listed| listed.into_iter().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let inbound = prop_oneof![Just(Ports::All), ports().prop_map(Ports::Listed)];
+    let outbound = prop_oneof![Just(Ranges::All), ranges().prop_map(Ranges::Listed)];
+    let owner = || select(vec![1337_u32, 2102]);
+    (
+        (ports(), ports(), ranges(), inbound),
+        (ports(), outbound, owner(), owner()),
+    )
+        .prop_map(
+            |((excluded_in, excluded_out, without, inbound), (ports, ranges, uid, gid))| {
+                let sidecar = [15090, 15021, 15020];
+                Capture {
+                    exclude_inbound_ports: sidecar.into_iter().chain(excluded_in).collect(),
+                    exclude_outbound_ports: excluded_out,
+                    exclude_outbound_ranges: without,
+                    include_inbound_ports: inbound,
+                    include_outbound_ports: ports,
+                    include_outbound_ranges: ranges,
+                    proxy_gid: gid,
+                    proxy_uid: uid,
+                }
+            },
+        )
+}
+
+fn attempt() -> impl Strategy<Value = Attempt> {
+    let owner = || select(vec![0_u32, 1000, 1337, 2102]);
+    let destination = select(DESTINATIONS.to_vec());
+    (
+        owner(),
+        owner(),
+        any::<bool>(),
+        destination,
+        select(PORTS.to_vec()),
+    )
+        .prop_map(|(uid, gid, is_bound, destination, port)| {
+            // The kernel's own choice of a source, unless the caller is bound as Envoy is.
+            let is_loopback = destination.is_loopback();
+            let routed = if is_loopback {
+                Ipv4Addr::LOCALHOST
+            } else {
+                CLIENT_IP
+            };
+            let is_bound = is_bound && is_local(destination);
+            let source = if is_bound { ENVOY_SOURCE } else { routed };
+            Attempt {
+                uid,
+                gid,
+                source,
+                destination,
+                port,
+            }
+        })
+}
+
+fn is_local(address: Ipv4Addr) -> bool {
+    address.is_loopback() || address == CLIENT_IP
+}
+
+// The annotations that an operator writes for this capture.
+fn annotations(capture: &Capture) -> BTreeMap<&'static str, String> {
+    let ports = |ports: &[u16]| {
+        ports
+            .iter()
+            .map(u16::to_string)
+            .collect::<Vec<_>>()
+            .join(",")
+    };
+    BTreeMap::from([
+        (
+            "traffic.sidecar.istio.io/excludeInboundPorts",
+            ports(&capture.exclude_inbound_ports),
+        ),
+        (
+            "traffic.sidecar.istio.io/excludeOutboundPorts",
+            ports(&capture.exclude_outbound_ports),
+        ),
+        (
+            "traffic.sidecar.istio.io/excludeOutboundIPRanges",
+            capture.exclude_outbound_ranges.join(","),
+        ),
+        (
+            "traffic.sidecar.istio.io/includeInboundPorts",
+            match &capture.include_inbound_ports {
+                Ports::All => "*".to_owned(),
+                Ports::Listed(listed) => ports(listed),
+            },
+        ),
+        (
+            "traffic.sidecar.istio.io/includeOutboundPorts",
+            ports(&capture.include_outbound_ports),
+        ),
+        (
+            "traffic.sidecar.istio.io/includeOutboundIPRanges",
+            match &capture.include_outbound_ranges {
+                Ranges::All => "*".to_owned(),
+                Ranges::Listed(listed) => listed.join(","),
+            },
+        ),
+    ])
+}
+
+// What the agent would load for the two pods.
+fn load(client: &Capture, server: &Capture) -> State {
+    let pod = |name: &str, capture: &Capture| {
+        let lines = annotations(capture).into_iter();
+        let lines = lines.map(|(key, value)| format!("      {key}: \"{value}\""));
+        let annotations = lines.collect::<Vec<_>>().join("\n");
+        format!(
+            "  - name: default/{name}\n    netns: /run/netns/{name}\n    proxyUID: {}\n    proxyGID: {}\n    annotations:\n{annotations}\n",
+            capture.proxy_uid, capture.proxy_gid,
+        )
+    };
+    let text = format!(
+        "apiVersion: isthmus.io/v1alpha1\nkind: NodeConfig\npods:\n{}{}",
+        pod("client", client),
+        pod("server", server)
+    );
+    let config = NodeConfig::parse(text.as_bytes()).expect("the annotations are Istio's own words");
+    let places = [
+        ("default/client", CLIENT, CLIENT_IP),
+        ("default/server", SERVER, SERVER_IP),
+    ];
+    let pods = places.map(|(name, netns_cookie, addr)| {
+        let name = PodName::parse(name).expect("a pod's name");
+        let pod = &config.pods[&name];
+        let PodCapture::Accelerated(policy) = &pod.capture else {
+            panic!("{name} is left alone: no annotation here asks for that");
+        };
+        let resolved = ResolvedPod {
+            addrs: [IpAddr::V4(addr)].into(),
+            netns_cookie,
+            policy: policy.clone(),
+            proxy_gid: pod.proxy_gid,
+            proxy_uid: pod.proxy_uid,
+        };
+        (name, resolved)
+    });
+    let plan = plan(&pods.into());
+    assert!(plan.refused.is_empty(), "{:?}", plan.refused);
+    plan.state
+}
+
+// Where iptables sends a connection, without the accelerator.
+fn by_iptables(attempt: &Attempt, client: &Table, server: &Table) -> End {
+    let packet = Packet {
+        is_on_loopback: is_local(attempt.destination),
+        source: attempt.source,
+        destination: attempt.destination,
+        port: attempt.port,
+        uid: attempt.uid,
+        gid: attempt.gid,
+    };
+    match client.run("OUTPUT", &packet) {
+        Outcome::Redirect(OUTBOUND) => End::OwnOutbound,
+        Outcome::Redirect(INBOUND) => End::OwnInbound,
+        Outcome::Redirect(port) => panic!("no rule redirects to {port}"),
+        Outcome::Pass if attempt.destination == SERVER_IP => {
+            match server.run("PREROUTING", &packet) {
+                Outcome::Redirect(INBOUND) => End::PeerInbound,
+                Outcome::Redirect(port) => panic!("no inbound rule redirects to {port}"),
+                Outcome::Pass => End::AsDialled,
+            }
+        }
+        Outcome::Pass => End::AsDialled,
+    }
+}
+
+fn decided(attempt: &Attempt, state: &State) -> Option<End> {
+    let is_bound = attempt.source == ENVOY_SOURCE;
+    let source = if is_bound {
+        ENVOY_SOURCE
+    } else {
+        Ipv4Addr::UNSPECIFIED
+    };
+    let dial = Dial {
+        netns_cookie: CLIENT,
+        uid: attempt.uid,
+        gid: attempt.gid,
+        source: v4_mapped(source.octets()),
+        destination: v4_mapped(attempt.destination.octets()),
+        port: attempt.port.to_be_bytes(),
+    };
+    match decide(&dial, state) {
+        Verdict::Pass(_) => None,
+        Verdict::Follow => Some(End::AsDialled),
+        Verdict::Redirect(to) if to.addr == LOOPBACK => {
+            assert_eq!(to.port, OUTBOUND.to_be_bytes());
+            Some(End::OwnOutbound)
+        }
+        Verdict::Redirect(to) => {
+            assert_eq!(
+                (to.addr, to.port),
+                (dial.destination, INBOUND.to_be_bytes())
+            );
+            Some(End::PeerInbound)
+        }
+    }
+}
+
+// Connections that the accelerator may leave to iptables although iptables captures them.
+fn may_be_left(attempt: &Attempt, end: End, client: &Capture) -> bool {
+    let is_dns = attempt.port == 53;
+    match end {
+        End::OwnOutbound => is_dns,
+        // Own inbound is O3 and O6: the proxy's calls to its own pod.
+        End::AsDialled | End::OwnInbound => true,
+        // The other pod's rules take it when it arrives. Only what a proxy sends is worth following, and
+        // only where O1 leaves the question of who sends open.
+        End::PeerInbound => {
+            let is_proxy = attempt.uid == client.proxy_uid || attempt.gid == client.proxy_gid;
+            let is_excluded = client.exclude_outbound_ports.contains(&attempt.port);
+            let is_reserved = LEFT_TO_IPTABLES_INBOUND.contains(&attempt.port);
+            !is_proxy || is_excluded || is_dns || is_reserved
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
+
+    #[test]
+    fn the_decision_is_that_of_istios_rules(
+        client in capture(),
+        server in capture(),
+        attempts in prop::collection::vec(attempt(), 24),
+    ) {
+        let state = load(&client, &server);
+        let client_rules = Table::parse(&render_rules(&client));
+        let server_rules = Table::parse(&render_rules(&server));
+        for attempt in attempts {
+            let expected = by_iptables(&attempt, &client_rules, &server_rules);
+            match decided(&attempt, &state) {
+                Some(end) => prop_assert_eq!(end, expected, "{:?}", attempt),
+                None => prop_assert!(
+                    may_be_left(&attempt, expected, &client),
+                    "{:?} was left alone, and iptables makes it {:?}", attempt, expected
+                ),
+            }
+        }
+    }
+}
