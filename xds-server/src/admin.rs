@@ -1,5 +1,7 @@
 //! The admin endpoint: health, metrics and what is in force, for people and their tools.
 
+mod load;
+
 use std::sync::Arc;
 
 use axum::Json;
@@ -22,7 +24,8 @@ const INDEX: &str = "isthmus-xds admin\n\n\
     /livez         is the process alive\n\
     /readyz        is there a configuration to serve\n\
     /metrics       OpenMetrics\n\
-    /config_dump   what is served to whom; ?type=cds|eds|... and ?node=ID narrow it\n";
+    /config_dump   what is served to whom; ?type=cds|eds|... and ?node=ID narrow it\n\
+    /load          load that clients report, by cluster and locality\n";
 
 /// Serves the admin endpoint of a plane.
 pub fn router(plane: Arc<Plane>) -> Router {
@@ -32,6 +35,7 @@ pub fn router(plane: Arc<Plane>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/config_dump", get(config_dump))
+        .route("/load", get(load::load))
         .with_state(plane)
 }
 

@@ -90,7 +90,19 @@ pub struct Cli {
     #[arg(long = "status-reader", value_name = "IDENTITY")]
     pub status_readers: Vec<IdentityPattern>,
 
-    /// Address of /livez, /readyz, /metrics and /config_dump (HTTP).
+    /// Seconds from one load report of a client (LRS) to the next.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub load_report_interval: u32,
+
+    /// Ask clients to report the load of each endpoint, not of each locality only.
+    #[arg(long)]
+    pub load_report_endpoints: bool,
+
+    /// Export reported load as metrics, with labels for cluster and locality (1,000 of them at most).
+    #[arg(long)]
+    pub load_metrics: bool,
+
+    /// Address of /livez, /readyz, /metrics, /config_dump and /load (HTTP).
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]
     pub admin_listen: SocketAddr,
 

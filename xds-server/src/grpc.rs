@@ -9,6 +9,8 @@ mod requests;
 mod responses;
 mod session;
 
+pub(crate) use node::ClientNode;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};

@@ -20,6 +20,7 @@ pub mod grpc;
 mod heap;
 pub mod http2;
 mod interest;
+pub mod loads;
 pub mod metrics;
 pub mod plane;
 pub mod redact;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use isthmus_xds_core::stream::Event;
 use isthmus_xds_core::{Response, Variant, type_rules};
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -183,6 +184,11 @@ impl Metrics {
             change_cost,
             ..metrics
         }
+    }
+
+    /// Adds metrics that are read where they are kept, each time that somebody asks.
+    pub(crate) fn register(&mut self, collector: Box<dyn Collector>) {
+        self.registry.register_collector(collector);
     }
 
     /// Writes all metrics in the `OpenMetrics` text format.

@@ -15,6 +15,7 @@ use isthmus_xds_core::{Catalog, Document, Name, ScopeKey, TypeUrl, View};
 use tokio::sync::watch;
 
 use crate::clients::{Client, Clients};
+use crate::loads::{LoadCollector, Loads};
 use crate::metrics::Metrics;
 use crate::scope::Scope;
 
@@ -28,6 +29,8 @@ pub struct Plane {
     last_stream: AtomicU64,
     /// The streams that are open.
     pub clients: Clients,
+    /// What clients report of their load.
+    pub loads: Arc<Loads>,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -48,13 +51,17 @@ impl Plane {
     /// A plane that is not ready: it has no configuration yet, and says so instead of serving
     /// an empty one (R6).
     pub fn new() -> Self {
+        let loads = Arc::new(Loads::default());
+        let mut metrics = Metrics::new();
+        metrics.register(Box::new(LoadCollector(Arc::clone(&loads))));
         Self {
             state: Mutex::default(),
             moves: AtomicU64::new(0),
             is_ready: watch::Sender::new(false),
             last_stream: AtomicU64::new(0),
             clients: Clients::default(),
-            metrics: Metrics::new(),
+            loads,
+            metrics,
         }
     }
 

@@ -72,9 +72,7 @@ impl Server {
             xds,
             admin: admin.map_err(|source| ServerError::Bind { addr, source })?,
             config_dir: cli.config_dir.clone(),
-            options: Options {
-                status_readers: cli.status_readers.clone(),
-            },
+            options: Options::from(cli),
         })
     }
 

@@ -5,6 +5,7 @@
 //! first; the rest are ordinary tonic services, whose streams end with the server.
 
 mod health;
+mod load;
 mod outbound;
 mod readers;
 mod reflection;
@@ -16,9 +17,11 @@ use std::future::{Future, Ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::{Request, Response};
 use isthmus_api::envoy_resources::IdentityPattern;
+use isthmus_proto::pb::envoy::service::load_stats::v3::load_reporting_service_server::LoadReportingServiceServer;
 use isthmus_proto::pb::envoy::service::status::v3::client_status_discovery_service_server::ClientStatusDiscoveryServiceServer;
 use tokio::sync::watch;
 use tonic::Status;
@@ -30,9 +33,11 @@ use tonic_reflection::pb::v1::server_reflection_server::ServerReflectionServer;
 use tonic_reflection::pb::v1alpha::server_reflection_server::ServerReflectionServer as ServerReflectionServerV1Alpha;
 use tower_service::Service;
 
+use crate::cli::Cli;
 use crate::grpc::{self, DiscoveryService};
 use crate::plane::Plane;
 use health::HealthService;
+use load::LoadService;
 use readers::Readers;
 use reflection::ReflectionService;
 use status::StatusService;
@@ -41,12 +46,36 @@ type Health = HealthServer<HealthService>;
 type Reflection = ServerReflectionServer<ReflectionService>;
 type ReflectionV1Alpha = ServerReflectionServerV1Alpha<ReflectionService>;
 type ClientStatus = ClientStatusDiscoveryServiceServer<StatusService>;
+type LoadReports = LoadReportingServiceServer<LoadService>;
+
+pub use load::{Granularity, LoadReporting};
 
 /// What can be chosen of the services, beside the plane.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Identities that may see the status of every client; others see their own (R58).
     pub status_readers: Vec<IdentityPattern>,
+    /// How clients report load (R59).
+    pub load: LoadReporting,
+    /// Whether the load of each cluster and locality is among the metrics.
+    pub exports_load: bool,
+}
+
+impl From<&Cli> for Options {
+    fn from(cli: &Cli) -> Self {
+        Self {
+            status_readers: cli.status_readers.clone(),
+            load: LoadReporting {
+                interval: Duration::from_secs(cli.load_report_interval.into()),
+                granularity: if cli.load_report_endpoints {
+                    Granularity::Endpoint
+                } else {
+                    Granularity::Locality
+                },
+            },
+            exports_load: cli.load_metrics,
+        }
+    }
 }
 
 /// Everything that a gRPC client can call.
@@ -57,6 +86,7 @@ pub struct Services {
     reflection: Reflection,
     reflection_v1alpha: ReflectionV1Alpha,
     status: ClientStatus,
+    load: LoadReports,
 }
 
 impl Services {
@@ -73,12 +103,17 @@ impl Services {
         let reflection = Arc::new(ReflectionService::new(names, shutdown.clone()));
         let readers = Readers::new(options.status_readers);
         let status = StatusService::new(Arc::clone(&plane), readers, shutdown.clone());
+        if options.exports_load {
+            plane.loads.export();
+        }
+        let load = LoadService::new(Arc::clone(&plane), options.load, shutdown.clone());
         Self {
             discovery: DiscoveryService::new(plane, identifier, shutdown),
             health: HealthServer::new(health),
             reflection: ServerReflectionServer::from_arc(Arc::clone(&reflection)),
             reflection_v1alpha: ServerReflectionServerV1Alpha::from_arc(reflection),
             status: ClientStatusDiscoveryServiceServer::new(status),
+            load: LoadReportingServiceServer::new(load),
         }
     }
 }
@@ -88,6 +123,7 @@ fn service_names() -> Vec<String> {
     let others = [
         ClientStatus::NAME,
         Health::NAME,
+        LoadReports::NAME,
         Reflection::NAME,
         ReflectionV1Alpha::NAME,
     ];
@@ -113,6 +149,7 @@ impl Service<Request<Body>> for Services {
         }
         match service_of(request.uri().path()) {
             Some(Health::NAME) => Answer::Later(self.health.call(request)),
+            Some(LoadReports::NAME) => Answer::Later(self.load.call(request)),
             Some(Reflection::NAME) => Answer::Later(self.reflection.call(request)),
             Some(ReflectionV1Alpha::NAME) => Answer::Later(self.reflection_v1alpha.call(request)),
             Some(ClientStatus::NAME) => Answer::Later(self.status.call(request)),

@@ -4,6 +4,8 @@
 
 #[path = "operators/health_and_reflection.rs"]
 mod health_and_reflection;
+#[path = "operators/load.rs"]
+mod load;
 #[path = "operators/status.rs"]
 mod status;
 #[path = "operators/support.rs"]

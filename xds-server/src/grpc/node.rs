@@ -21,7 +21,7 @@ const KEPT_ID_CHARS: usize = 1024;
 
 /// A client's node, reduced to what decides something or helps a reader.
 #[derive(Debug, Default)]
-pub(super) struct ClientNode {
+pub(crate) struct ClientNode {
     pub(super) id: String,
     pub(super) cluster: String,
     pub(super) user_agent: String,
@@ -36,7 +36,7 @@ pub(super) struct ClientNode {
 
 impl ClientNode {
     /// Reads the node of a first request (R3, R4) that came over a connection from `proven`.
-    pub(super) fn parse(node: Option<Node>, proven: ConnectedPeer) -> Result<Self, Status> {
+    pub(crate) fn parse(node: Option<Node>, proven: ConnectedPeer) -> Result<Self, Status> {
         let Some(node) = node.filter(|node| !node.id.is_empty()) else {
             let message = "the first request of a stream must have a node with an id; \
                            set node.id in the bootstrap (Envoy: --service-node)";
@@ -73,7 +73,7 @@ impl ClientNode {
     }
 
     /// What selectors look at.
-    pub(super) fn view(&self) -> NodeView<'_> {
+    pub(crate) fn view(&self) -> NodeView<'_> {
         NodeView {
             id: &self.id,
             cluster: &self.cluster,

@@ -100,7 +100,7 @@ impl Session {
         let introduction = Introduction {
             node_id: node.to_owned(),
             node_cluster: String::new(),
-            node: bytes::Bytes::new(),
+            node: Bytes::new(),
             user_agent: String::new(),
             peer: ConnectedPeer::default(),
             variant: Variant::Delta,
