@@ -3,15 +3,15 @@
 //! The lock is taken to publish, to open a stream and to print state; never on the push path. A
 //! change wakes the streams that want it and no other: see [`crate::scope`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use isthmus_api::envoy_resources::NodeView;
 use isthmus_heap::Counts;
-use isthmus_xds_core::catalog::{Draft, Published};
-use isthmus_xds_core::{Catalog, Document, Name, ScopeKey, TypeUrl, View};
+use isthmus_xds_core::catalog::{Operation, Published, StoredDocument};
+use isthmus_xds_core::{Catalog, Commit, CommitError, Document, Name, ScopeKey, Source, View};
 use tokio::sync::watch;
 
 use crate::clients::{Client, Clients};
@@ -38,6 +38,8 @@ pub struct Plane {
 #[derive(Debug, Default)]
 struct State {
     catalog: Catalog,
+    // Sources that must have spoken before anything is served.
+    awaited: BTreeSet<Source>,
     scopes: BTreeMap<ScopeKey, Arc<Scope>>,
 }
 
@@ -65,32 +67,71 @@ impl Plane {
         }
     }
 
-    /// Puts a whole new set of documents in force and wakes the streams that it concerns.
-    pub fn publish(&self, documents: Vec<Document>) -> u64 {
-        let before = Counts::of_thread();
-        let mut state = self.lock();
-        let State { catalog, scopes } = &mut *state;
-        // A scope that only this map knows has no streams, and gets none but through it.
-        scopes.retain(|_, scope| Arc::strong_count(scope) > 1);
-        catalog.retain_scopes(|key| scopes.contains_key(key));
-        let published = catalog.publish(documents);
-        let generation = self.announce(state, &published);
-        self.metrics.change_cost.observe_since(before);
-        generation
+    /// A plane that is not ready until each of these sources has made its first commit: what only
+    /// one of them has would look like the removal of what the others have (R6).
+    pub fn awaiting(sources: impl IntoIterator<Item = Source>) -> Self {
+        let plane = Self::new();
+        plane.lock().awaited.extend(sources);
+        plane
     }
 
-    /// Changes some resources of one document, or makes it, and wakes the streams that it concerns.
-    pub fn patch(&self, document: &Name, upserts: Vec<Draft>, removals: &[(TypeUrl, Name)]) -> u64 {
-        let before = Counts::of_thread();
-        let mut state = self.lock();
-        let published = state.catalog.patch(document, upserts, removals);
-        let generation = self.announce(state, &published);
-        self.metrics.change_cost.observe_since(before);
-        generation
+    /// Makes this the whole set of documents of the configuration directory, and wakes the streams
+    /// that it concerns. Returns the generation in force.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CommitError`] if a document of another source is in the way; nothing changes then.
+    pub fn publish(&self, documents: Vec<Document>) -> Result<u64, CommitError> {
+        let commit = Commit::new(Source::CONFIG_DIR).replace(documents);
+        self.commit(commit).map(|published| published.generation)
     }
 
-    fn announce(&self, mut state: MutexGuard<'_, State>, published: &Published) -> u64 {
-        let State { catalog, scopes } = &mut *state;
+    /// Changes documents of one source in one generation, and wakes the streams that it concerns.
+    ///
+    /// Encodes what is new on the calling thread: thousands of resources take milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CommitError`] if any part of it cannot be; nothing changes then.
+    pub fn commit(&self, commit: Commit) -> Result<Published, CommitError> {
+        let before = Counts::of_thread();
+        let source = commit.source;
+        let mut state = self.lock();
+        let State {
+            catalog, scopes, ..
+        } = &mut *state;
+        let is_patch = |it: &Operation| matches!(it, Operation::Patch { .. });
+        if !commit.operations.iter().all(is_patch) {
+            // A scope that only this map knows has no streams, and gets none but through it.
+            scopes.retain(|_, scope| Arc::strong_count(scope) > 1);
+            catalog.retain_scopes(|key| scopes.contains_key(key));
+        }
+        let published = catalog.commit(commit)?;
+        state.awaited.remove(&source);
+        self.announce(state, &published);
+        self.metrics.change_cost.observe_since(before);
+        Ok(published)
+    }
+
+    /// A document in force.
+    pub fn document(&self, name: &str) -> Option<Arc<StoredDocument>> {
+        self.lock().catalog.document(name).cloned()
+    }
+
+    /// The documents in force by name, and the generation.
+    pub fn documents(&self) -> (u64, Vec<(Name, Arc<StoredDocument>)>) {
+        let state = self.lock();
+        let documents = state.catalog.documents();
+        let documents = documents.map(|(name, it)| (Name::clone(name), Arc::clone(it)));
+        (state.catalog.generation(), documents.collect())
+    }
+
+    fn announce(&self, mut state: MutexGuard<'_, State>, published: &Published) {
+        let State {
+            catalog,
+            awaited,
+            scopes,
+        } = &mut *state;
         for change in &published.changed {
             if let Some(scope) = scopes.get(&change.scope) {
                 let view = catalog.view(&change.scope);
@@ -105,15 +146,19 @@ impl Plane {
         }
         self.metrics
             .observe_publish(published.generation, catalog.documents_len(), scopes.len());
+        let is_ready = awaited.is_empty();
         drop(state);
-        self.is_ready.send_replace(true);
-        published.generation
+        if is_ready {
+            self.is_ready.send_replace(true);
+        }
     }
 
     /// Finds the scope of a client.
     pub(crate) fn scope_of(&self, node: &NodeView<'_>) -> Arc<Scope> {
         let mut state = self.lock();
-        let State { catalog, scopes } = &mut *state;
+        let State {
+            catalog, scopes, ..
+        } = &mut *state;
         let key = catalog.scope_of(node);
         let view = catalog.view(&key);
         let scope = scopes

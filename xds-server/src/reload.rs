@@ -50,8 +50,16 @@ async fn publish(plane: &Arc<Plane>, config: &Arc<LoadedConfig>) {
     let published = tokio::task::spawn_blocking(move || {
         let resources: usize = config.documents.iter().map(|it| it.resources.len()).sum();
         let documents = config.documents.len();
-        let generation = plane.publish(documents::from_config_dir(&config));
-        info!(generation, documents, resources, "configuration in force");
+        match plane.publish(documents::from_config_dir(&config)) {
+            Ok(generation) => {
+                info!(generation, documents, resources, "configuration in force");
+            }
+            Err(clash) => {
+                plane.metrics.observe_refusal(1);
+                error!("{clash}");
+                error!("configuration refused; the last good one stays in force");
+            }
+        }
     });
     if let Err(panic) = published.await {
         error!(%panic, "the configuration could not be published; the last one stays in force");

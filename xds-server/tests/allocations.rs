@@ -24,7 +24,7 @@ use isthmus_xds::http2;
 use isthmus_xds::plane::Plane;
 use isthmus_xds_core::catalog::Draft;
 use isthmus_xds_core::type_rules::ENDPOINT;
-use isthmus_xds_core::{Document, Extras, Name, TypeUrl};
+use isthmus_xds_core::{Commit, Document, Extras, Name, Source, TypeUrl};
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -51,7 +51,7 @@ const ALLOCATIONS_PER_CHANGE: u64 = 24;
 const ALLOCATIONS_PER_IDLE_WAKE: u64 = 0;
 
 /// Allocations of publishing a change of one endpoint among [`NAMES`], for all streams together.
-const ALLOCATIONS_PER_PUBLICATION: u64 = 40;
+const ALLOCATIONS_PER_PUBLICATION: u64 = 72;
 
 /// What the server holds on the heap for an idle stream: its connection, its task, its names.
 const IDLE_STREAM_BYTES: i64 = 20_000;
@@ -142,11 +142,12 @@ impl Fleet {
             ..Selector::default()
         };
         // One more than the streams ask for.
-        plane.publish(vec![Document {
+        let first = plane.publish(vec![Document {
             name: Name::from("fleet"),
             selector,
             resources: (0..=NAMES).map(|index| draft(index, "0")).collect(),
         }]);
+        first.unwrap();
         let addr = serve(&server, Arc::clone(&plane));
         let mut fleet = Self {
             plane,
@@ -166,7 +167,8 @@ impl Fleet {
     fn change(&self, index: usize, text: &str) -> u64 {
         let draft = draft(index, text);
         let before = Counts::of_thread();
-        self.plane.patch(&Name::from("fleet"), vec![draft], &[]);
+        let commit = Commit::new(Source::CONFIG_DIR).patch("fleet", vec![draft], Vec::new());
+        self.plane.commit(commit).unwrap();
         (Counts::of_thread() - before).allocations
     }
 

@@ -24,7 +24,7 @@ use isthmus_xds::grpc::DiscoveryService;
 use isthmus_xds::http2;
 use isthmus_xds::plane::Plane;
 use isthmus_xds_core::catalog::Draft;
-use isthmus_xds_core::{Document, Extras, Name, TypeUrl};
+use isthmus_xds_core::{Commit, Document, Extras, Name, Source, TypeUrl};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -83,7 +83,7 @@ impl Commands {
                     },
                     resources: read_drafts(Path::new(file))?,
                 });
-                self.plane.publish(self.documents.clone());
+                self.plane.publish(self.documents.clone())?;
             }
             ["prepare", id, group, file] => {
                 let change = (Name::from(group), read_drafts(Path::new(file))?);
@@ -96,7 +96,9 @@ impl Commands {
                 for id in ids {
                     let (document, drafts) = self.prepared.remove(*id).context("no such change")?;
                     clock::sleep_until(planned);
-                    self.plane.patch(&document, drafts, &[]);
+                    let commit = Commit::new(Source::CONFIG_DIR);
+                    self.plane
+                        .commit(commit.patch(document, drafts, Vec::new()))?;
                     planned += interval;
                 }
             }
@@ -156,7 +158,9 @@ impl Rotation {
             let cluster = (change % self.groups) as usize * self.step;
             let (name, message) = resources::one_endpoint(&self.document, cluster, change);
             clock::sleep_until(self.start + self.interval * (change - self.first));
-            plane.patch(&self.document, drafts(vec![(name, message)])?, &[]);
+            let drafts = drafts(vec![(name, message)])?;
+            let commit = Commit::new(Source::CONFIG_DIR);
+            plane.commit(commit.patch(Name::clone(&self.document), drafts, Vec::new()))?;
         }
         Ok(())
     }

@@ -3,38 +3,24 @@
 //! A *scope* is a set of documents; clients that the same documents select share one view. Its
 //! cost follows the number of distinct sets, not the number of clients.
 
-use std::collections::BTreeMap;
+mod commit;
+mod document;
+mod index;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use isthmus_api::envoy_resources::{NodeView, Selector};
+use isthmus_api::envoy_resources::NodeView;
 
-use crate::resource::{Extras, Name, Resource, TypeUrl, Version};
+use crate::resource::{Name, TypeUrl};
 use crate::view::{Change, View};
+use index::{Givers, Readers};
 
-/// A document as it comes from a source: messages serialized, nothing encoded for the wire.
-#[derive(Clone, Debug)]
-pub struct Document {
-    /// Unique among all documents.
-    pub name: Name,
-    /// The clients that get it.
-    pub selector: Selector,
-    /// What they get.
-    pub resources: Vec<Draft>,
-}
-
-/// A resource of a [`Document`].
-#[derive(Clone, Debug)]
-pub struct Draft {
-    /// Its type.
-    pub type_url: TypeUrl,
-    /// The name under which clients ask for it.
-    pub name: Name,
-    /// The serialized message, without `Any`.
-    pub value: Bytes,
-    /// What else there is to it.
-    pub extras: Extras,
-}
+pub use commit::{
+    ChangeKind, ChangedResource, Commit, CommitError, Operation, Published, ResourceChange,
+    ScopeChange,
+};
+pub use document::{Document, Draft, Source, StoredDocument};
 
 /// The names of the documents that a client gets, in order. Equal keys mean equal views.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -47,76 +33,16 @@ impl ScopeKey {
     }
 }
 
-/// What publishing a set of documents did.
-#[derive(Debug, Eq, PartialEq)]
-pub struct Published {
-    /// Number of the commit.
-    pub generation: u64,
-    /// Scopes in use whose content changed, with what changed in them.
-    pub changed: Vec<ScopeChange>,
-    /// Whether a client may belong to another scope than before.
-    pub are_scopes_moved: bool,
-}
-
-/// What a commit changed in one scope.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct ScopeChange {
-    /// The scope.
-    pub scope: ScopeKey,
-    /// The resources that are not as before; a name may be there twice.
-    pub resources: Vec<ResourceChange>,
-}
-
-/// A resource that is not as before: by all names under which it may have been asked for.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct ResourceChange {
-    /// Its type.
-    pub type_url: TypeUrl,
-    /// Its name.
-    pub name: Name,
-    /// Its aliases, those that it had and those that it has.
-    pub aliases: Vec<Name>,
-}
-
-impl ResourceChange {
-    // `None` if the change leaves the view as it is.
-    fn of(view: &View, change: &Change) -> Option<Self> {
-        let before = view
-            .type_set(&change.type_url)
-            .and_then(|set| set.resource(&change.name));
-        let after = change.resource.as_ref();
-        let aliases = before.into_iter().chain(after).flat_map(|it| it.aliases());
-        (before != after).then(|| Self {
-            type_url: TypeUrl::clone(&change.type_url),
-            name: Name::clone(&change.name),
-            aliases: aliases.cloned().collect(),
-        })
-    }
-}
-
 /// All documents, and the views of the scopes in use. One writer owns it.
 #[derive(Debug, Default)]
 pub struct Catalog {
     generation: u64,
-    documents: BTreeMap<Name, Held>,
+    documents: BTreeMap<Name, Arc<StoredDocument>>,
+    givers: Givers,
+    readers: Readers,
     scopes: BTreeMap<ScopeKey, Arc<View>>,
-}
-
-#[derive(Debug)]
-struct Held {
-    selector: Selector,
-    resources: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>>,
-}
-
-impl Held {
-    fn resource(&self, type_url: &TypeUrl, name: &Name) -> Option<&Arc<Resource>> {
-        self.resources.get(type_url)?.get(name)
-    }
-
-    fn all(&self) -> impl Iterator<Item = (&TypeUrl, &Name, &Arc<Resource>)> {
-        let types = self.resources.iter();
-        types.flat_map(|(url, set)| set.iter().map(move |(name, it)| (url, name, it)))
-    }
+    // Scopes in use by the documents in them.
+    scopes_by_document: BTreeMap<Name, BTreeSet<ScopeKey>>,
 }
 
 impl Catalog {
@@ -125,112 +51,142 @@ impl Catalog {
         Self::default()
     }
 
-    /// Number of the last commit; 0 before the first.
+    /// Number of the last commit that changed something; 0 before the first.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Replaces all documents in one commit. A resource whose content is as before keeps its
-    /// encoded bytes, and a scope whose content is as before keeps its view.
-    pub fn publish(&mut self, documents: Vec<Document>) -> Published {
+    /// Changes documents of one source. A resource whose content is as before keeps its encoded
+    /// bytes, and a scope whose content is as before keeps its view. A commit that changes nothing
+    /// makes no generation. Costs what changes, in each scope that has it; replacing all documents
+    /// or one costs a comparison of them.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CommitError`] if any part of it cannot be; nothing is changed then.
+    pub fn commit(&mut self, commit: Commit) -> Result<Published, CommitError> {
+        let staged = commit::stage(self, commit)?;
+        if staged.documents.is_empty() {
+            return Ok(Published {
+                generation: self.generation,
+                ..Published::default()
+            });
+        }
         self.generation += 1;
-        let mut before = std::mem::take(&mut self.documents);
-        let mut are_scopes_moved = false;
-        let mut changed: BTreeMap<Name, Vec<(TypeUrl, Name)>> = BTreeMap::new();
-        for document in documents {
-            let old = before.remove(&document.name);
-            are_scopes_moved |= old
-                .as_ref()
-                .is_none_or(|it| it.selector != document.selector);
-            let new = hold(old.as_ref(), document.selector, document.resources);
-            let names = differing(old.as_ref(), &new);
-            if !names.is_empty() {
-                changed.insert(Name::clone(&document.name), names);
-            }
-            self.documents.insert(document.name, new);
-        }
-        for (name, gone) in before {
-            are_scopes_moved = true;
-            let names = gone
-                .all()
-                .map(|(url, name, _)| (TypeUrl::clone(url), Name::clone(name)));
-            changed.insert(name, names.collect());
-        }
-        Published {
+        let mut published = Published {
             generation: self.generation,
-            changed: self.refresh(&changed),
-            are_scopes_moved,
+            ..Published::default()
+        };
+        let mut changed: BTreeMap<Name, Vec<(TypeUrl, Name)>> = BTreeMap::new();
+        for document in staged.documents {
+            published.are_scopes_moved |= document.is_moved;
+            let resources = self.install(document, &mut changed);
+            published.resources.extend(resources);
         }
+        published.changed = self.refresh(&changed);
+        Ok(published)
     }
 
-    /// Changes some resources of one document in one commit, and makes the document if there is
-    /// none; it is for every client then. Costs what changes, in each scope that has the document.
-    pub fn patch(
+    // Puts a document in its place, and in the indexes.
+    fn install(
         &mut self,
-        document: &Name,
-        upserts: Vec<Draft>,
-        removals: &[(TypeUrl, Name)],
-    ) -> Published {
-        self.generation += 1;
-        let are_scopes_moved = !self.documents.contains_key(document);
-        let held = self
-            .documents
-            .entry(Name::clone(document))
-            .or_insert_with(|| Held {
-                selector: Selector::default(),
-                resources: BTreeMap::new(),
-            });
-        let mut names = Vec::new();
-        for (type_url, name) in removals {
-            let set = held.resources.get_mut(type_url);
-            if set.is_some_and(|set| set.remove(name).is_some()) {
-                names.push((TypeUrl::clone(type_url), Name::clone(name)));
+        staged: commit::StagedDocument,
+        changed: &mut BTreeMap<Name, Vec<(TypeUrl, Name)>>,
+    ) -> Vec<ChangedResource> {
+        let name = staged.name;
+        let after = staged.after;
+        let before = match &after {
+            Some(after) => self.documents.insert(Name::clone(&name), Arc::clone(after)),
+            None => self.documents.remove(&name),
+        };
+        let [id_before, id] =
+            [&before, &after].map(|it| it.as_ref().and_then(|it| it.id().cloned()));
+        if id_before == id {
+            for (type_url, resource, kind) in &staged.changes {
+                let key = (TypeUrl::clone(type_url), Name::clone(resource));
+                match kind {
+                    ChangeKind::Added => self.givers.insert(key, id.as_ref(), &name),
+                    ChangeKind::Removed => self.givers.remove(&key, id.as_ref(), &name),
+                    ChangeKind::Changed => {}
+                }
+            }
+        } else {
+            self.move_givers(&name, before.as_deref(), after.as_deref());
+        }
+        if let Some(before) = &before {
+            self.readers.remove(&name, before);
+        }
+        if let Some(after) = &after {
+            self.readers.insert(&name, after);
+        }
+        let names = staged.changes.iter();
+        let names = names.map(|(url, name, _)| (TypeUrl::clone(url), Name::clone(name)));
+        changed.insert(Name::clone(&name), names.collect());
+        let resources = staged.changes.into_iter();
+        resources
+            .map(|(type_url, resource, kind)| ChangedResource {
+                document: Name::clone(&name),
+                type_url,
+                name: resource,
+                kind,
+            })
+            .collect()
+    }
+
+    // All that a document gives is found under its `node.id`: with another one all of it moves.
+    fn move_givers(
+        &mut self,
+        name: &Name,
+        before: Option<&StoredDocument>,
+        after: Option<&StoredDocument>,
+    ) {
+        let key = |url: &TypeUrl, name: &Name| (TypeUrl::clone(url), Name::clone(name));
+        if let Some(before) = before {
+            for (type_url, resource, _) in before.resources() {
+                self.givers
+                    .remove(&key(type_url, resource), before.id(), name);
             }
         }
-        for draft in upserts {
-            let version = version_of(&draft);
-            let old = held.resource(&draft.type_url, &draft.name);
-            if old.is_some_and(|old| old.version() == version) {
-                continue;
+        if let Some(after) = after {
+            for (type_url, resource, _) in after.resources() {
+                self.givers
+                    .insert(key(type_url, resource), after.id(), name);
             }
-            names.push((TypeUrl::clone(&draft.type_url), Name::clone(&draft.name)));
-            let resource = Arc::new(encode(&draft));
-            let set = held.resources.entry(draft.type_url).or_default();
-            set.insert(draft.name, resource);
-        }
-        let changed = BTreeMap::from([(Name::clone(document), names)]);
-        Published {
-            generation: self.generation,
-            changed: self.refresh(&changed),
-            are_scopes_moved,
         }
     }
 
     // Brings the views in use up to date; returns what changed in which of them.
     fn refresh(&mut self, changed: &BTreeMap<Name, Vec<(TypeUrl, Name)>>) -> Vec<ScopeChange> {
-        let mut scopes = std::mem::take(&mut self.scopes);
+        let users = changed
+            .iter()
+            .filter(|(_, names)| !names.is_empty())
+            .filter_map(|(document, _)| self.scopes_by_document.get(document));
+        let users: BTreeSet<ScopeKey> = users.flatten().cloned().collect();
         let mut touched = Vec::new();
-        for (key, view) in &mut scopes {
+        for key in users {
             let documents = key.0.iter().filter_map(|name| changed.get(name));
             let next: Vec<Change> = documents
                 .flatten()
-                .map(|(type_url, name)| self.resolve(key, type_url, name))
+                .map(|(type_url, name)| self.resolve(&key, type_url, name))
                 .collect();
+            let Some(view) = self.scopes.get_mut(&key) else {
+                continue;
+            };
             let resources: Vec<ResourceChange> = next
                 .iter()
                 .filter_map(|change| ResourceChange::of(view, change))
                 .collect();
             if !resources.is_empty() {
                 *view = Arc::new(view.after(self.generation, &next));
-                let scope = key.clone();
+                let scope = key;
                 touched.push(ScopeChange { scope, resources });
             }
         }
-        self.scopes = scopes;
         touched
     }
 
-    // What a scope has under a name: of two documents that give it, the later has its way.
+    // What a scope has under a name. The selectors of a scope's documents overlap, so one of them at most gives it, but
+    // in a scope that its clients are about to leave.
     fn resolve(&self, key: &ScopeKey, type_url: &TypeUrl, name: &Name) -> Change {
         let mut documents = key
             .0
@@ -245,14 +201,13 @@ impl Catalog {
         }
     }
 
-    /// Finds the scope of a client.
+    /// Finds the scope of a client. Costs the documents for its `node.id` and those for any.
     pub fn scope_of(&self, node: &NodeView<'_>) -> ScopeKey {
-        let names = self
-            .documents
-            .iter()
-            .filter(|(_, held)| held.selector.matches(node))
-            .map(|(name, _)| Name::clone(name));
-        ScopeKey(names.collect())
+        let names = self.readers.of(node.id).into_iter().filter(|name| {
+            let document = self.documents.get(*name);
+            document.is_some_and(|it| it.selector().matches(node))
+        });
+        ScopeKey(names.cloned().collect())
     }
 
     /// The view of a scope, built on first use.
@@ -262,12 +217,34 @@ impl Catalog {
         }
         let view = Arc::new(self.build(key));
         self.scopes.insert(key.clone(), Arc::clone(&view));
+        for document in key.0.iter() {
+            let users = self.scopes_by_document.entry(Name::clone(document));
+            users.or_default().insert(key.clone());
+        }
         view
     }
 
     /// Drops the views of scopes that nobody uses.
     pub fn retain_scopes(&mut self, mut is_used: impl FnMut(&ScopeKey) -> bool) {
-        self.scopes.retain(|key, _| is_used(key));
+        let Self {
+            scopes,
+            scopes_by_document,
+            ..
+        } = self;
+        scopes.retain(|key, _| {
+            if is_used(key) {
+                return true;
+            }
+            for document in key.0.iter() {
+                if let Some(users) = scopes_by_document.get_mut(document) {
+                    users.remove(key);
+                    if users.is_empty() {
+                        scopes_by_document.remove(document);
+                    }
+                }
+            }
+            false
+        });
     }
 
     /// Scopes in use with their views.
@@ -275,15 +252,37 @@ impl Catalog {
         self.scopes.iter()
     }
 
+    /// A document in force.
+    pub fn document(&self, name: &str) -> Option<&Arc<StoredDocument>> {
+        self.documents.get(name)
+    }
+
+    /// All documents in force, by name.
+    pub fn documents(&self) -> impl Iterator<Item = (&Name, &Arc<StoredDocument>)> {
+        self.documents.iter()
+    }
+
     /// Number of documents.
     pub fn documents_len(&self) -> usize {
         self.documents.len()
     }
 
+    /// Whether a document that some client of `document` may have gives a resource.
+    pub fn is_given_to_clients_of(&self, document: &str, type_url: &str, name: &str) -> bool {
+        let Some(asking) = self.documents.get(document) else {
+            return false;
+        };
+        let key = (TypeUrl::from(type_url), Name::from(name));
+        self.givers.rivals(&key, asking.id()).any(|other| {
+            let other = self.documents.get(other);
+            other.is_some_and(|it| it.selector().may_overlap(asking.selector()))
+        })
+    }
+
     fn build(&self, key: &ScopeKey) -> View {
         let documents = key.0.iter().filter_map(|name| self.documents.get(name));
         let changes: Vec<Change> = documents
-            .flat_map(Held::all)
+            .flat_map(|document| document.resources())
             .map(|(type_url, name, resource)| Change {
                 type_url: TypeUrl::clone(type_url),
                 name: Name::clone(name),
@@ -294,50 +293,13 @@ impl Catalog {
     }
 }
 
-// Names whose resource is another than before, or is gone.
-fn differing(before: Option<&Held>, after: &Held) -> Vec<(TypeUrl, Name)> {
-    let changed = after.all().filter(|(url, name, resource)| {
-        before.and_then(|held| held.resource(url, name)) != Some(*resource)
-    });
-    let gone = before.into_iter().flat_map(Held::all);
-    let gone = gone.filter(|(url, name, _)| after.resource(url, name).is_none());
-    changed
-        .chain(gone)
-        .map(|(url, name, _)| (TypeUrl::clone(url), Name::clone(name)))
-        .collect()
-}
-
-fn hold(before: Option<&Held>, selector: Selector, drafts: Vec<Draft>) -> Held {
-    let mut resources: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>> = BTreeMap::new();
-    for draft in drafts {
-        let old = before
-            .and_then(|held| held.resource(&draft.type_url, &draft.name))
-            .filter(|old| old.version() == version_of(&draft));
-        let resource = old.map_or_else(|| Arc::new(encode(&draft)), Arc::clone);
-        let name = Name::clone(resource.name());
-        resources
-            .entry(draft.type_url)
-            .or_default()
-            .insert(name, resource);
-    }
-    Held {
-        selector,
-        resources,
-    }
-}
-
-fn version_of(draft: &Draft) -> Version {
-    Version::of_resource(&draft.type_url, &draft.name, &draft.value, &draft.extras)
-}
-
-fn encode(draft: &Draft) -> Resource {
-    let (name, extras) = (Name::clone(&draft.name), draft.extras.clone());
-    Resource::new(&draft.type_url, name, &draft.value, extras)
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use isthmus_api::envoy_resources::Selector;
+
     use super::*;
+    use crate::resource::Extras;
 
     const TYPE: &str = "t";
 
@@ -380,10 +342,13 @@ mod tests {
     #[test]
     fn a_client_gets_what_selects_it() {
         let mut catalog = Catalog::new();
-        catalog.publish(vec![
-            document("all", None, &[("a", "1")]),
-            document("one", Some("x"), &[("b", "1")]),
-        ]);
+        replace(
+            &mut catalog,
+            vec![
+                document("all", None, &[("a", "1")]),
+                document("one", Some("x"), &[("b", "1")]),
+            ],
+        );
         let names = |view: &View| {
             let set = view.type_set(TYPE).expect("the type has resources");
             set.resources()
@@ -404,15 +369,15 @@ mod tests {
                 document("one", Some("x"), &[("b", b)]),
             ]
         };
-        catalog.publish(documents("1"));
+        replace(&mut catalog, documents("1"));
         let (x, y) = (scope(&catalog, "x"), scope(&catalog, "y"));
         let before = (catalog.view(&x), catalog.view(&y));
 
-        let published = catalog.publish(documents("1"));
+        let published = replace(&mut catalog, documents("1"));
         assert!(published.changed.is_empty() && !published.are_scopes_moved);
         assert!(Arc::ptr_eq(&before.0, &catalog.view(&x)));
 
-        let published = catalog.publish(documents("2"));
+        let published = replace(&mut catalog, documents("2"));
         let [changed] = &published.changed[..] else {
             panic!("{published:?}");
         };
@@ -424,10 +389,16 @@ mod tests {
     #[test]
     fn an_unchanged_resource_keeps_its_encoded_bytes() {
         let mut catalog = Catalog::new();
-        catalog.publish(vec![document("all", None, &[("a", "1"), ("b", "1")])]);
+        replace(
+            &mut catalog,
+            vec![document("all", None, &[("a", "1"), ("b", "1")])],
+        );
         let key = scope(&catalog, "x");
         let before = catalog.view(&key);
-        catalog.publish(vec![document("all", None, &[("a", "1"), ("b", "2")])]);
+        replace(
+            &mut catalog,
+            vec![document("all", None, &[("a", "1"), ("b", "2")])],
+        );
         let after = catalog.view(&key);
         let find = |view: &View, name: &str| {
             Arc::clone(view.type_set(TYPE).unwrap().resource(name).unwrap())
@@ -444,14 +415,14 @@ mod tests {
             vec![document]
         };
         let mut catalog = Catalog::new();
-        catalog.publish(documents("old"));
+        replace(&mut catalog, documents("old"));
         let key = scope(&catalog, "x");
         catalog.view(&key);
-        let published = catalog.publish(documents("new"));
+        let published = replace(&mut catalog, documents("new"));
         let aliases = &published.changed[0].resources[0].aliases;
         assert_eq!(aliases[..], [Name::from("old"), Name::from("new")]);
 
-        let published = catalog.publish(Vec::new());
+        let published = replace(&mut catalog, Vec::new());
         let aliases = &published.changed[0].resources[0].aliases;
         assert_eq!(aliases[..], [Name::from("new")]);
     }
@@ -459,12 +430,139 @@ mod tests {
     #[test]
     fn another_selector_moves_scopes() {
         let mut catalog = Catalog::new();
-        catalog.publish(vec![document("d", Some("x"), &[("a", "1")])]);
+        replace(&mut catalog, vec![document("d", Some("x"), &[("a", "1")])]);
         assert!(
-            catalog
-                .publish(vec![document("d", Some("y"), &[("a", "1")])])
-                .are_scopes_moved
+            replace(&mut catalog, vec![document("d", Some("y"), &[("a", "1")])]).are_scopes_moved
         );
         assert!(scope(&catalog, "x").documents().is_empty());
+    }
+
+    #[test]
+    fn sources_keep_their_own_documents() {
+        let mut catalog = Catalog::new();
+        replace(&mut catalog, vec![document("files", None, &[("a", "1")])]);
+        let set = Commit::new(Source::API).set(document("set", None, &[("b", "1")]));
+        assert_eq!(catalog.commit(set).unwrap().generation, 2);
+        replace(&mut catalog, vec![document("others", None, &[("a", "2")])]);
+        let names = |catalog: &Catalog| -> Vec<String> {
+            catalog
+                .documents()
+                .map(|(name, _)| name.to_string())
+                .collect()
+        };
+        assert_eq!(names(&catalog), ["others", "set"]);
+
+        let taken = |document: &str, owner| {
+            Err(CommitError::DocumentTaken {
+                document: Name::from(document),
+                owner,
+            })
+        };
+        let commit = Commit::new(Source::API).delete("set").delete("others");
+        assert_eq!(
+            catalog.commit(commit),
+            taken("others", Source::CONFIG_DIR),
+            "nothing of it applies"
+        );
+        let commit = Commit::new(Source::CONFIG_DIR).replace(vec![document("set", None, &[])]);
+        assert_eq!(catalog.commit(commit), taken("set", Source::API));
+        assert_eq!(names(&catalog), ["others", "set"]);
+        assert_eq!(catalog.generation(), 3);
+    }
+
+    #[test]
+    fn a_commit_is_whole_and_says_what_it_changed() {
+        let mut catalog = Catalog::new();
+        let api = || Commit::new(Source::API);
+        let first = api()
+            .set(document("one", Some("x"), &[("a", "1"), ("b", "1")]))
+            .set(document("two", Some("y"), &[("a", "1")]));
+        catalog.commit(first.clone()).unwrap();
+        let (x, y) = (scope(&catalog, "x"), scope(&catalog, "y"));
+        let before = (catalog.view(&x), catalog.view(&y));
+
+        let again = catalog.commit(first).unwrap();
+        assert_eq!((again.generation, again.resources.len()), (1, 0));
+
+        let removal = (TypeUrl::from(TYPE), Name::from("b"));
+        let gone = (TypeUrl::from(TYPE), Name::from("never there"));
+        let upserts = document("", None, &[("a", "2"), ("c", "1")]).resources;
+        let patch = api().patch("one", upserts, vec![removal, gone]);
+        let unknown = patch.clone().patch("three", Vec::new(), Vec::new());
+        let document_three = Name::from("three");
+        assert_eq!(
+            catalog.commit(unknown),
+            Err(CommitError::UnknownDocument {
+                document: document_three
+            })
+        );
+        assert!(Arc::ptr_eq(&before.0, &catalog.view(&x)));
+
+        let published = catalog.commit(patch.if_generation(1)).unwrap();
+        let changes: Vec<(&str, ChangeKind)> = published
+            .resources
+            .iter()
+            .map(|it| (&*it.name, it.kind))
+            .collect();
+        let expected = [
+            ("a", ChangeKind::Changed),
+            ("b", ChangeKind::Removed),
+            ("c", ChangeKind::Added),
+        ];
+        assert_eq!(changes, expected);
+        assert_eq!(
+            published
+                .changed
+                .iter()
+                .map(|it| &it.scope)
+                .collect::<Vec<_>>(),
+            [&x]
+        );
+        assert!(!published.are_scopes_moved);
+        assert!(Arc::ptr_eq(&before.1, &catalog.view(&y)));
+
+        let late = api().delete("one").if_generation(1);
+        let (wanted, found) = (1, 2);
+        assert_eq!(
+            catalog.commit(late),
+            Err(CommitError::Generation { wanted, found })
+        );
+    }
+
+    #[test]
+    fn no_client_gets_one_name_twice() {
+        let mut catalog = Catalog::new();
+        let set = |name: &str, id: Option<&str>, resource: &str| {
+            Commit::new(Source::API).set(document(name, id, &[(resource, "1")]))
+        };
+        catalog.commit(set("one", Some("x"), "a")).unwrap();
+        catalog.commit(set("two", Some("y"), "a")).unwrap();
+        catalog.commit(set("all", None, "b")).unwrap();
+        let clash = |commit: Commit, catalog: &mut Catalog| match catalog.commit(commit) {
+            Err(CommitError::DuplicateResource { other, .. }) => other.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(clash(set("three", Some("x"), "a"), &mut catalog), "one");
+        assert_eq!(clash(set("three", Some("x"), "b"), &mut catalog), "all");
+        assert_eq!(clash(set("all", None, "a"), &mut catalog), "one");
+        assert_eq!(clash(set("two", Some("x"), "a"), &mut catalog), "one");
+        let pair = set("three", Some("z"), "c");
+        let pair = pair.set(document("four", Some("z"), &[("c", "1")]));
+        assert_eq!(clash(pair, &mut catalog), "four");
+        let upserts = document("", None, &[("a", "1")]).resources;
+        let patch = Commit::new(Source::API).patch("all", upserts, Vec::new());
+        assert_eq!(clash(patch, &mut catalog), "one");
+
+        // What goes in the same commit makes room, and so does another client.
+        let swap = set("all", None, "a").delete("one").delete("two");
+        catalog.commit(swap).unwrap();
+        catalog.commit(set("all", Some("w"), "a")).unwrap();
+        catalog.commit(set("one", Some("x"), "a")).unwrap();
+        assert_eq!(clash(set("three", Some("w"), "a"), &mut catalog), "all");
+    }
+
+    fn replace(catalog: &mut Catalog, documents: Vec<Document>) -> Published {
+        let commit = Commit::new(Source::CONFIG_DIR).replace(documents);
+        catalog.commit(commit).expect("nobody else has documents")
     }
 }

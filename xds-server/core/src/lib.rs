@@ -33,7 +33,7 @@ pub mod view;
 pub mod wire;
 pub mod xdstp;
 
-pub use catalog::{Catalog, Document, ScopeKey};
+pub use catalog::{Catalog, Commit, CommitError, Document, Draft, ScopeKey, Source};
 pub use resource::{Extras, Name, Resource, TypeUrl, Version};
 pub use status::{ConfigStatus, ResourceStatus, TypeStatus};
 pub use stream::{Event, Request, RequestError, Response, Stream, Variant};

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use isthmus_api::envoy_resources::{Identity, NodeView};
 use isthmus_proto::pb::envoy::service::discovery::v3::Resource as Wire;
 use isthmus_proto::pb::google::protobuf::Any;
-use isthmus_xds_core::{Catalog, Resource};
+use isthmus_xds_core::{Catalog, Commit, Resource, Source};
 use prost::encoding::{message, string};
 use serde_json::{Value, json};
 
@@ -153,7 +153,11 @@ impl Diff {
             }
         };
         let mut catalog = Catalog::new();
-        catalog.publish(documents::from_config_dir(&config));
+        let commit = Commit::new(Source::CONFIG_DIR).replace(documents::from_config_dir(&config));
+        if let Err(error) = catalog.commit(commit) {
+            writeln!(err, "error: {}: {error}", dir.display())?;
+            return Ok(None);
+        }
         let mut locality = self.locality.splitn(3, '/');
         let mut part = || locality.next().unwrap_or_default();
         let metadata: BTreeMap<String, String> = self.metadata.iter().cloned().collect();

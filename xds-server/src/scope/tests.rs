@@ -13,7 +13,7 @@ use isthmus_proto::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use isthmus_xds_core::catalog::Draft;
 use isthmus_xds_core::stream::{Peer, StreamOptions};
 use isthmus_xds_core::type_rules::{CLUSTER, ENDPOINT, VIRTUAL_HOST};
-use isthmus_xds_core::{Document, Extras, Name, Request, TypeUrl, Variant};
+use isthmus_xds_core::{Commit, Document, Extras, Name, Request, Source, TypeUrl, Variant};
 use prost::Message;
 
 use super::*;
@@ -44,7 +44,12 @@ fn document(name: &str, node: Option<&str>, resources: Vec<Draft>) -> Document {
 }
 
 fn patch(plane: &Plane, drafts: Vec<Draft>) {
-    plane.patch(&Name::from("d"), drafts, &[]);
+    let commit = Commit::new(Source::CONFIG_DIR).patch("d", drafts, Vec::new());
+    plane.commit(commit).expect("it can be");
+}
+
+fn publish(plane: &Plane, documents: Vec<Document>) {
+    plane.publish(documents).expect("it can be");
 }
 
 fn with_node<T>(id: &str, act: impl FnOnce(&NodeView<'_>) -> T) -> T {
@@ -206,10 +211,13 @@ fn a_change_wakes_exactly_the_streams_that_want_it() {
         draft
     };
     let plane = Arc::new(Plane::new());
-    plane.publish(vec![
-        document("d", None, vec![draft(ENDPOINT, "a", "1"), host("main/old")]),
-        document("other", Some("elsewhere"), Vec::new()),
-    ]);
+    publish(
+        &plane,
+        vec![
+            document("d", None, vec![draft(ENDPOINT, "a", "1"), host("main/old")]),
+            document("other", Some("elsewhere"), Vec::new()),
+        ],
+    );
     let mut sessions = [
         Session::subscribed(&plane, "n", ENDPOINT, &["a"]),
         Session::subscribed(&plane, "n", ENDPOINT, &["b", "c"]),
@@ -277,7 +285,7 @@ fn a_change_wakes_exactly_the_streams_that_want_it() {
 #[test]
 fn of_a_thousand_streams_the_one_that_wants_it_is_woken() {
     let plane = Arc::new(Plane::new());
-    plane.publish(vec![document("d", None, Vec::new())]);
+    publish(&plane, vec![document("d", None, Vec::new())]);
     let mut sessions: Vec<Session> = (0..1000)
         .map(|at| Session::subscribed(&plane, "n", ENDPOINT, &[&format!("ep-{at}")]))
         .collect();
@@ -295,7 +303,7 @@ fn of_a_thousand_streams_the_one_that_wants_it_is_woken() {
 #[test]
 fn a_stream_that_sleeps_is_rung_once_and_finds_all_that_changed() {
     let plane = Arc::new(Plane::new());
-    plane.publish(vec![document("d", None, Vec::new())]);
+    publish(&plane, vec![document("d", None, Vec::new())]);
     let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["a", "b"]);
     session.run();
     // Far more than the change log has, before, between and after.
@@ -315,11 +323,14 @@ fn a_stream_that_sleeps_is_rung_once_and_finds_all_that_changed() {
 #[test]
 fn who_asks_is_answered_from_the_newest_view() {
     let plane = Arc::new(Plane::new());
-    plane.publish(vec![document(
-        "d",
-        None,
-        vec![draft(ENDPOINT, "a", "1"), draft(ENDPOINT, "b", "1")],
-    )]);
+    publish(
+        &plane,
+        vec![document(
+            "d",
+            None,
+            vec![draft(ENDPOINT, "a", "1"), draft(ENDPOINT, "b", "1")],
+        )],
+    );
     let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
     // It does not want this, and is not told; then it does.
     patch(&plane, vec![draft(ENDPOINT, "b", "2")]);
@@ -332,7 +343,10 @@ fn who_asks_is_answered_from_the_newest_view() {
 #[test]
 fn a_ring_that_a_request_overtook_leads_nowhere() {
     let plane = Arc::new(Plane::new());
-    plane.publish(vec![document("d", None, vec![draft(ENDPOINT, "a", "1")])]);
+    publish(
+        &plane,
+        vec![document("d", None, vec![draft(ENDPOINT, "a", "1")])],
+    );
     let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
     let overtaken = with_node("n", |node| plane.scope_of(node)).view();
     patch(&plane, vec![draft(ENDPOINT, "a", "2")]);
@@ -349,11 +363,14 @@ fn r48_a_cluster_that_changes_brings_its_endpoints_along() {
         draft.extras.endpoints = Some(Name::from("e"));
         draft
     };
-    plane.publish(vec![document(
-        "d",
-        None,
-        vec![cluster("1"), draft(ENDPOINT, "e", "1")],
-    )]);
+    publish(
+        &plane,
+        vec![document(
+            "d",
+            None,
+            vec![cluster("1"), draft(ENDPOINT, "e", "1")],
+        )],
+    );
     let mut session = Session::subscribed(&plane, "n", CLUSTER, &["*"]);
     session.subscribe(ENDPOINT, &["e"]);
     session.run();
@@ -371,22 +388,22 @@ fn a_stream_that_moves_or_ends_leaves_nothing_behind() {
             document("d", Some(id), vec![draft(ENDPOINT, "b", "1")]),
         ]
     };
-    plane.publish(documents("nobody"));
+    publish(&plane, documents("nobody"));
     let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["*", "x"]);
     assert_eq!(plane.interest_entries(), 2);
 
-    plane.publish(documents("n"));
+    publish(&plane, documents("n"));
     assert_eq!(session.rings(), 1, "its scope is another");
     assert_eq!(session.run(), ["eds b"]);
     assert_eq!(plane.interest_entries(), 2);
     patch(&plane, vec![draft(ENDPOINT, "b", "2")]);
     assert_eq!(session.run(), ["eds b"]);
 
-    plane.publish(documents("nobody"));
+    publish(&plane, documents("nobody"));
     assert_eq!(session.run(), ["eds -b"]);
     drop(session);
     assert_eq!(plane.interest_entries(), 0);
-    plane.publish(documents("nobody"));
+    publish(&plane, documents("nobody"));
     assert!(plane.snapshot().1.is_empty(), "no scope is in use");
     let next = Session::open(&plane, "n");
     assert_eq!(next.membership.client().slot, 0, "numbers are used again");
@@ -395,7 +412,10 @@ fn a_stream_that_moves_or_ends_leaves_nothing_behind() {
 #[test]
 fn a_stream_that_wants_nothing_of_it_holds_no_old_view() {
     let plane = Arc::new(Plane::new());
-    plane.publish(vec![document("d", None, vec![draft(ENDPOINT, "a", "1")])]);
+    publish(
+        &plane,
+        vec![document("d", None, vec![draft(ENDPOINT, "a", "1")])],
+    );
     let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
     let old: Weak<View> = Arc::downgrade(&with_node("n", |node| plane.scope_of(node)).view());
     for value in 0..=BRING_ALONG_AFTER {
@@ -414,7 +434,7 @@ fn no_ring_is_lost_between_those_who_ask_and_those_who_publish() {
     const NAMES: usize = 8;
     const CHANGES: usize = 4000;
     let plane = Arc::new(Plane::new());
-    plane.publish(vec![document("d", None, Vec::new())]);
+    publish(&plane, vec![document("d", None, Vec::new())]);
     let is_published = AtomicBool::new(false);
     let deadline = Instant::now() + PATIENCE;
     thread::scope(|threads| {

@@ -128,7 +128,7 @@ mod tests {
 
         assert_eq!(next(&mut watched).await.unwrap(), ServingStatus::NotServing);
         assert_eq!(check("").await.unwrap(), ServingStatus::NotServing);
-        plane.publish(Vec::new());
+        plane.publish(Vec::new()).expect("no other source");
         assert_eq!(next(&mut watched).await.unwrap(), ServingStatus::Serving);
         assert_eq!(check("").await.unwrap(), ServingStatus::Serving);
         assert_eq!(check("a.B").await.unwrap(), ServingStatus::Serving);
