@@ -1,5 +1,7 @@
 //! The admin endpoint: health, metrics and what is in force, for people and their tools.
 
+mod changes;
+mod history;
 mod load;
 
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use isthmus_xds_core::stream::TypeStatus;
 use isthmus_xds_core::{ScopeKey, TypeSet, Variant, View};
 use serde::Deserialize;
@@ -20,15 +22,26 @@ use crate::metrics::short_name;
 use crate::plane::Plane;
 use crate::redact;
 
+pub use self::changes::{CHANGE_HEADER, Changes};
+
 const INDEX: &str = "isthmus-xds admin\n\n\
     /livez         is the process alive\n\
     /readyz        is there a configuration to serve\n\
     /metrics       OpenMetrics\n\
     /config_dump   what is served to whom; ?type=cds|eds|... and ?node=ID narrow it\n\
-    /load          load that clients report, by cluster and locality\n";
+    /load          load that clients report, by cluster and locality\n\
+    /history       the last generations; /history/diff?from=G&to=G what differs\n\
+    /rollback      POST: see isthmus-xds rollback --help\n";
+
+/// What the endpoint shows, and whether it may change it.
+#[derive(Clone, Debug)]
+struct Admin {
+    plane: Arc<Plane>,
+    changes: Changes,
+}
 
 /// Serves the admin endpoint of a plane.
-pub fn router(plane: Arc<Plane>) -> Router {
+pub fn router(plane: Arc<Plane>, changes: Changes) -> Router {
     Router::new()
         .route("/", get(|| async { INDEX }))
         .route("/livez", get(|| async { "ok\n" }))
@@ -36,10 +49,14 @@ pub fn router(plane: Arc<Plane>) -> Router {
         .route("/metrics", get(metrics))
         .route("/config_dump", get(config_dump))
         .route("/load", get(load::load))
-        .with_state(plane)
+        .route("/history", get(history::list))
+        .route("/history/diff", get(history::diff))
+        .route("/rollback", post(history::rollback))
+        .route("/rollback/release", post(history::release))
+        .with_state(Admin { plane, changes })
 }
 
-async fn readyz(State(plane): State<Arc<Plane>>) -> (StatusCode, &'static str) {
+async fn readyz(State(Admin { plane, .. }): State<Admin>) -> (StatusCode, &'static str) {
     if plane.is_ready() {
         return (StatusCode::OK, "ok\n");
     }
@@ -47,7 +64,7 @@ async fn readyz(State(plane): State<Arc<Plane>>) -> (StatusCode, &'static str) {
     (StatusCode::SERVICE_UNAVAILABLE, message)
 }
 
-async fn metrics(State(plane): State<Arc<Plane>>) -> Response {
+async fn metrics(State(Admin { plane, .. }): State<Admin>) -> Response {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     plane.metrics.observe_interest(plane.interest_entries());
     match plane.metrics.render() {
@@ -78,7 +95,7 @@ impl DumpQuery {
 }
 
 async fn config_dump(
-    State(plane): State<Arc<Plane>>,
+    State(Admin { plane, .. }): State<Admin>,
     Query(query): Query<DumpQuery>,
 ) -> Json<Value> {
     let (generation, scopes) = plane.snapshot();

@@ -33,6 +33,10 @@ Examples:
   See what is served, and to whom:
     curl -s http://127.0.0.1:15014/config_dump?type=cds
 
+  See what changed when, and put an earlier generation in force again:
+    isthmus-xds history
+    isthmus-xds rollback 41
+
 A change in DIR is served at once. While a file in it is wrong, the log says what and where, and
 the last good configuration stays in force. RUST_LOG sets what is logged (default: info).";
 
@@ -105,6 +109,10 @@ pub struct Cli {
     /// Address of /livez, /readyz, /metrics, /config_dump and /load (HTTP).
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]
     pub admin_listen: SocketAddr,
+
+    /// Let the admin endpoint roll back for other machines too, if it is not on loopback. It asks nobody who they are.
+    #[arg(long)]
+    pub admin_changes: bool,
 
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]

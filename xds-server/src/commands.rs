@@ -1,7 +1,10 @@
-//! What `isthmus-xds` does besides serving: questions about a directory, answered once.
+//! What `isthmus-xds` does besides serving: questions about a directory or a running server, answered once.
 
 mod diff;
+mod history;
+mod rollback;
 mod running;
+mod table;
 mod validate;
 
 use std::io::{self, Write};
@@ -9,11 +12,15 @@ use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
 
-/// A question about a directory.
+/// A question about a directory or a running server.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Shows what a change of a directory would send to one client.
     Diff(diff::Diff),
+    /// Lists the last generations of a running server, or compares two.
+    History(history::History),
+    /// Puts an earlier generation of a running server in force again.
+    Rollback(rollback::Rollback),
     /// Checks a directory as the server does, without serving it.
     Validate(validate::Validate),
 }
@@ -23,6 +30,15 @@ pub enum Command {
 enum Format {
     /// For people.
     Text,
+    /// One JSON object.
+    Json,
+}
+
+/// How a list is printed. JSON is that of the admin endpoint, and stable across minor versions.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Layout {
+    /// For people.
+    Table,
     /// One JSON object.
     Json,
 }
@@ -47,6 +63,8 @@ impl Command {
     pub fn run(&self, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<ExitCode> {
         let outcome = match self {
             Self::Diff(diff) => diff.run(out, err)?,
+            Self::History(history) => history.run(out, err)?,
+            Self::Rollback(rollback) => rollback.run(out, err)?,
             Self::Validate(validate) => validate.run(out, err)?,
         };
         Ok(ExitCode::from(match outcome {

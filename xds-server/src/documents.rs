@@ -9,17 +9,55 @@ use isthmus_xds_core::{Document, Extras, Name, type_rules};
 use prost::Message;
 
 use crate::config_dir::{LoadedConfig, LoadedDocument, LoadedResource};
+use crate::provenance::{Origin, Provenance, ResourceKey};
 
 /// Turns a loaded directory into documents for the catalog.
 pub fn from_config_dir(config: &LoadedConfig) -> Vec<Document> {
-    let documents = config.documents.iter();
-    documents
-        .map(|document: &LoadedDocument| Document {
-            name: Name::clone(&document.name),
-            selector: document.selector.clone(),
-            resources: document.resources.iter().map(draft).collect(),
-        })
-        .collect()
+    config.documents.iter().map(document).collect()
+}
+
+fn document(document: &LoadedDocument) -> Document {
+    Document {
+        name: Name::clone(&document.name),
+        selector: document.selector.clone(),
+        resources: document.resources.iter().map(draft).collect(),
+    }
+}
+
+/// Where the resources of a loaded directory are written.
+pub fn origins_of(config: &LoadedConfig) -> Provenance {
+    let mut origins = Provenance::default();
+    for document in &config.documents {
+        for resource in &document.resources {
+            let key = ResourceKey {
+                type_url: Arc::clone(&resource.type_url),
+                name: Name::clone(&resource.name),
+            };
+            let origin = Origin::File {
+                file: Arc::clone(&resource.origin.file),
+                document: resource.origin.document,
+                line: resource.origin.line,
+                index: resource.origin.resource.unwrap_or_default(),
+            };
+            origins.note(&document.name, key, Arc::new(origin));
+        }
+    }
+    origins
+}
+
+/// Whether two readings give the same clients the same resources, wherever they are written.
+pub fn is_same_content(one: &LoadedConfig, other: &LoadedConfig) -> bool {
+    let by_name = |config: &LoadedConfig| {
+        let documents = config.documents.iter();
+        let mut documents: Vec<Document> = documents.map(document).collect();
+        documents.sort_by(|a, b| a.name.cmp(&b.name));
+        for document in &mut documents {
+            let place = |it: &Draft| (Arc::clone(&it.type_url), Name::clone(&it.name));
+            document.resources.sort_by_cached_key(place);
+        }
+        documents
+    };
+    by_name(one) == by_name(other)
 }
 
 fn draft(resource: &LoadedResource) -> Draft {

@@ -37,6 +37,7 @@ pub struct Metrics {
     pub(crate) change_cost: ChangeCost,
     wakes: Counter,
     interest_entries: Gauge,
+    rollbacks: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -110,6 +111,7 @@ impl Metrics {
             change_cost: ChangeCost::default(),
             wakes: Counter::default(),
             interest_entries: Gauge::default(),
+            rollbacks: Counter::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -178,6 +180,11 @@ impl Metrics {
             "xds_interest_entries",
             "Names and wildcards that streams ask for, each stream counted",
             metrics.interest_entries.clone(),
+        );
+        r.register(
+            "config_rollbacks",
+            "Times that an earlier generation was put in force again",
+            metrics.rollbacks.clone(),
         );
         Self {
             registry,
@@ -262,6 +269,10 @@ impl Metrics {
         self.config_generation.set(generation);
         self.config_documents.set(clamp(documents));
         self.scopes.set(clamp(scopes));
+    }
+
+    pub(crate) fn count_rollback(&self) {
+        self.rollbacks.inc();
     }
 
     // Read again and found as it was; errors that were there are mended.

@@ -3,10 +3,12 @@
 //! The lock is taken to publish, to open a stream and to print state; never on the push path. A
 //! change wakes the streams that want it and no other: see [`crate::scope`].
 
+mod rollback;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use isthmus_api::envoy_resources::NodeView;
 use isthmus_heap::Counts;
@@ -15,9 +17,13 @@ use isthmus_xds_core::{Catalog, Commit, CommitError, Document, Name, ScopeKey, S
 use tokio::sync::watch;
 
 use crate::clients::{Client, Clients};
+use crate::history::{Cause, History};
 use crate::loads::{LoadCollector, Loads};
 use crate::metrics::Metrics;
+use crate::provenance::Origins;
 use crate::scope::Scope;
+
+pub use self::rollback::{Pin, RollbackError};
 
 /// The control plane, shared by the source, the services and the admin endpoint.
 #[derive(Debug)]
@@ -41,6 +47,8 @@ struct State {
     // Sources that must have spoken before anything is served.
     awaited: BTreeSet<Source>,
     scopes: BTreeMap<ScopeKey, Arc<Scope>>,
+    history: History,
+    pin: Option<Pin>,
 }
 
 impl Default for Plane {
@@ -94,6 +102,20 @@ impl Plane {
     ///
     /// Returns [`CommitError`] if any part of it cannot be; nothing changes then.
     pub fn commit(&self, commit: Commit) -> Result<Published, CommitError> {
+        self.commit_from(commit, &Origins::Unknown)
+    }
+
+    /// Does what [`Plane::commit`] does, and takes note of where the resources come from. A commit of
+    /// the configuration directory ends a rollback that is in force.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CommitError`] if any part of it cannot be; nothing changes then.
+    pub fn commit_from(
+        &self,
+        commit: Commit,
+        origins: &Origins<'_>,
+    ) -> Result<Published, CommitError> {
         let before = Counts::of_thread();
         let source = commit.source;
         let mut state = self.lock();
@@ -108,6 +130,12 @@ impl Plane {
         }
         let published = catalog.commit(commit)?;
         state.awaited.remove(&source);
+        let cause = Cause::Commit {
+            source,
+            caller: origins.caller(),
+        };
+        state.record(&published, cause, origins);
+        state.follow(source);
         self.announce(state, &published);
         self.metrics.change_cost.observe_since(before);
         Ok(published)
@@ -131,6 +159,7 @@ impl Plane {
             catalog,
             awaited,
             scopes,
+            ..
         } = &mut *state;
         for change in &published.changed {
             if let Some(scope) = scopes.get(&change.scope) {
@@ -208,8 +237,21 @@ impl Plane {
         (state.catalog.generation(), views.collect())
     }
 
+    /// The generations that are kept.
+    pub fn history(&self) -> History {
+        self.lock().history.clone()
+    }
+
     // A panic while the lock was held leaves a whole catalog: it is replaced at the end.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn record(&mut self, published: &Published, cause: Cause, origins: &Origins<'_>) {
+        let at = SystemTime::now();
+        self.history
+            .record(&self.catalog, published, cause, origins, at);
     }
 }

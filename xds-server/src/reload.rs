@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use isthmus_xds_core::catalog::{Commit, Source};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -10,6 +11,7 @@ use crate::config_dir::watch::{Reading, Timing, WatchError, watch};
 use crate::config_dir::{ConfigError, LoadedConfig};
 use crate::documents;
 use crate::plane::Plane;
+use crate::provenance::Origins;
 
 /// Loads the directory and keeps loading it when it changes, until the task is aborted.
 ///
@@ -35,7 +37,20 @@ pub fn spawn(dir: &Path, plane: Arc<Plane>) -> Result<JoinHandle<()>, WatchError
                 }
                 continue;
             }
-            publish(&plane, &config).await;
+            let is_news = in_force
+                .as_ref()
+                .is_none_or(|old| !documents::is_same_content(old, &config));
+            match plane.pin().filter(|_| !is_news) {
+                Some(pin) => {
+                    plane.metrics.observe_unchanged();
+                    info!(
+                        rollback_to = pin.to,
+                        generation = pin.generation,
+                        "the directory was written again with the same content: the rollback stays in force"
+                    );
+                }
+                None => publish(&plane, &config).await,
+            }
             in_force = Some(config);
         }
     }))
@@ -50,8 +65,18 @@ async fn publish(plane: &Arc<Plane>, config: &Arc<LoadedConfig>) {
     let published = tokio::task::spawn_blocking(move || {
         let resources: usize = config.documents.iter().map(|it| it.resources.len()).sum();
         let documents = config.documents.len();
-        match plane.publish(documents::from_config_dir(&config)) {
-            Ok(generation) => {
+        let origins = documents::origins_of(&config);
+        let commit = Commit::new(Source::CONFIG_DIR).replace(documents::from_config_dir(&config));
+        if let Some(pin) = plane.pin() {
+            let rollback_to = pin.to;
+            warn!(
+                rollback_to,
+                "the directory changed: its content replaces the rollback"
+            );
+        }
+        match plane.commit_from(commit, &Origins::Each(&origins)) {
+            Ok(published) => {
+                let generation = published.generation;
                 info!(generation, documents, resources, "configuration in force");
             }
             Err(clash) => {

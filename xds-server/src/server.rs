@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::admin;
+use crate::admin::{self, Changes};
 use crate::cli::Cli;
 use crate::config_dir::watch::WatchError;
 use crate::http2;
@@ -51,6 +51,7 @@ pub enum ServerError {
 pub struct Server {
     xds: Listeners,
     admin: TcpListener,
+    changes: Changes,
     config_dir: PathBuf,
     options: Options,
 }
@@ -65,12 +66,19 @@ impl Server {
         let addr = cli.admin_listen;
         let xds = Listeners::bind(cli).await?;
         let admin = TcpListener::bind(addr).await;
-        if !addr.ip().to_canonical().is_loopback() {
+        let is_loopback = addr.ip().to_canonical().is_loopback();
+        let changes = if is_loopback || cli.admin_changes {
+            Changes::Allowed
+        } else {
+            Changes::Refused
+        };
+        if !is_loopback {
             warn!(%addr, "everybody who reaches the admin endpoint sees what is served, without secrets");
         }
         Ok(Self {
             xds,
             admin: admin.map_err(|source| ServerError::Bind { addr, source })?,
+            changes,
             config_dir: cli.config_dir.clone(),
             options: Options::from(cli),
         })
@@ -107,7 +115,10 @@ impl Server {
         let name =
             |addr: io::Result<SocketAddr>| addr.map_or_else(|_| String::new(), |it| it.to_string());
         let (xds, admin) = (name(self.xds_addr()), name(self.admin_addr()));
-        let admin_server = tokio::spawn(serve_admin(self.admin, Arc::clone(&plane)));
+        let admin_server = tokio::spawn(serve_admin(
+            self.admin,
+            admin::router(Arc::clone(&plane), self.changes),
+        ));
         let identifier = format!("isthmus-xds/{}", env!("CARGO_PKG_VERSION"));
         let services = Services::new(plane, identifier.into(), self.options, stopped.clone());
         let config_dir = self.config_dir.display();
@@ -153,8 +164,8 @@ pub async fn run(cli: &Cli) -> Result<(), ServerError> {
     Server::bind(cli).await?.serve(stop).await
 }
 
-async fn serve_admin(listener: TcpListener, plane: Arc<Plane>) {
-    if let Err(error) = axum::serve(listener, admin::router(plane)).await {
+async fn serve_admin(listener: TcpListener, router: axum::Router) {
+    if let Err(error) = axum::serve(listener, router).await {
         warn!(%error, "the admin endpoint failed; xDS goes on");
     }
 }

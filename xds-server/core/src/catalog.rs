@@ -66,11 +66,30 @@ impl Catalog {
     /// Returns [`CommitError`] if any part of it cannot be; nothing is changed then.
     pub fn commit(&mut self, commit: Commit) -> Result<Published, CommitError> {
         let staged = commit::stage(self, commit)?;
+        Ok(self.apply(staged))
+    }
+
+    /// Makes this the whole set of documents of all sources again, as it was held before. Nothing is
+    /// encoded anew.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CommitError`] if one client would get a name twice, which no set that was in force
+    /// at one time does.
+    pub fn restore<'a>(
+        &mut self,
+        documents: impl IntoIterator<Item = (&'a Name, &'a Arc<StoredDocument>)>,
+    ) -> Result<Published, CommitError> {
+        let staged = commit::stage_whole(self, documents)?;
+        Ok(self.apply(staged))
+    }
+
+    fn apply(&mut self, staged: commit::Staged) -> Published {
         if staged.documents.is_empty() {
-            return Ok(Published {
+            return Published {
                 generation: self.generation,
                 ..Published::default()
-            });
+            };
         }
         self.generation += 1;
         let mut published = Published {
@@ -80,11 +99,12 @@ impl Catalog {
         let mut changed: BTreeMap<Name, Vec<(TypeUrl, Name)>> = BTreeMap::new();
         for document in staged.documents {
             published.are_scopes_moved |= document.is_moved;
+            published.documents.push(Name::clone(&document.name));
             let resources = self.install(document, &mut changed);
             published.resources.extend(resources);
         }
         published.changed = self.refresh(&changed);
-        Ok(published)
+        published
     }
 
     // Puts a document in its place, and in the indexes.

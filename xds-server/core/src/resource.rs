@@ -150,6 +150,11 @@ impl Resource {
         self.version
     }
 
+    /// What it has beside its name and message.
+    pub fn extras(&self) -> &Extras {
+        &self.extras
+    }
+
     /// For a cluster with EDS, the name of its `ClusterLoadAssignment`.
     pub fn endpoints(&self) -> Option<&Name> {
         self.extras.endpoints.as_ref()

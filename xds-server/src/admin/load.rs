@@ -1,16 +1,14 @@
 //! `/load`: what clients report of the load that they put on clusters.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use prost_reflect::prost_types::Timestamp;
 use serde_json::{Value, json};
 
+use super::Admin;
 use crate::loads::{ClusterKey, ClusterLoad, Counts, LOADS_KEPT, Locality, LocalityLoad};
-use crate::plane::Plane;
 
-pub(super) async fn load(State(plane): State<Arc<Plane>>) -> Json<Value> {
+pub(super) async fn load(State(Admin { plane, .. }): State<Admin>) -> Json<Value> {
     Json(plane.loads.with_table(|table| {
         let clusters = table.clusters().iter();
         json!({

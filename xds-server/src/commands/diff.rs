@@ -67,7 +67,7 @@ pub struct Diff {
     against: Option<PathBuf>,
 
     /// Admin address of the running server.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:15014")]
+    #[arg(long, value_name = "URL", default_value = running::DEFAULT_SERVER)]
     server: String,
 
     /// How to print the answer.

@@ -1,4 +1,4 @@
-//! What a running server has for a client, as its admin endpoint tells.
+//! A running server, asked by way of its admin endpoint.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,6 +7,12 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::admin::CHANGE_HEADER;
+
+/// Where the admin endpoint is unless it is told otherwise.
+pub(super) const DEFAULT_SERVER: &str = "http://127.0.0.1:15014";
 
 /// Versions by type URL and name.
 pub(super) type Held = BTreeMap<String, BTreeMap<String, String>>;
@@ -21,8 +27,12 @@ const MAX_BYTES: u64 = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RunningError {
     /// It answers something else.
-    #[error("{server} answers with something that is not a dump of isthmus-xds")]
+    #[error("{server} answers with something that isthmus-xds would not say")]
     Answer { server: String },
+
+    /// It says why it will not.
+    #[error("{server} refuses: {reason}")]
+    Refused { server: String, reason: String },
 
     /// It answers that it will not.
     #[error("{server} answers with status {status:?}")]
@@ -61,34 +71,24 @@ struct Named {
     version: String,
 }
 
+/// What a request is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Purpose {
+    /// `GET`
+    Look,
+    /// `POST`
+    Change,
+}
+
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    error: String,
+}
+
 /// Asks for what the client `node` is served; `None` if it is not connected.
 pub(super) fn held_by(server: &str, node: &str) -> Result<Option<Held>, RunningError> {
-    let server_name = || server.to_owned();
-    let address = server
-        .strip_prefix("http://")
-        .map(|rest| rest.trim_end_matches('/'));
-    let address = address.filter(|rest| !rest.is_empty() && !rest.contains('/'));
-    let address = address.ok_or_else(|| RunningError::Url {
-        server: server_name(),
-    })?;
     let path = format!("/config_dump?node={}", percent_encode(node));
-    let answer = get(address, &path).map_err(|source| RunningError::Unreachable {
-        server: server_name(),
-        source,
-    })?;
-    let no_answer = || RunningError::Answer {
-        server: server_name(),
-    };
-    let (head, body) = split_head(&answer).ok_or_else(no_answer)?;
-    let status = head.lines().next().unwrap_or_default();
-    if status.split(' ').nth(1) != Some("200") {
-        let status = status.to_owned();
-        return Err(RunningError::Status {
-            server: server_name(),
-            status,
-        });
-    }
-    let dump: Dump = serde_json::from_slice(body).map_err(|_| no_answer())?;
+    let dump: Dump = ask(server, Purpose::Look, &path)?;
     if dump.clients.is_empty() {
         return Ok(None);
     }
@@ -106,8 +106,43 @@ pub(super) fn held_by(server: &str, node: &str) -> Result<Option<Held>, RunningE
     Ok(Some(versions_held))
 }
 
+/// Sends one request and reads the JSON of the answer.
+pub(super) fn ask<T: DeserializeOwned>(
+    server: &str,
+    purpose: Purpose,
+    path: &str,
+) -> Result<T, RunningError> {
+    let server_name = || server.to_owned();
+    let address = server
+        .strip_prefix("http://")
+        .map(|rest| rest.trim_end_matches('/'));
+    let address = address.filter(|rest| !rest.is_empty() && !rest.contains('/'));
+    let address = address.ok_or_else(|| RunningError::Url {
+        server: server_name(),
+    })?;
+    let answer = exchange(address, purpose, path).map_err(|source| RunningError::Unreachable {
+        server: server_name(),
+        source,
+    })?;
+    let no_answer = || RunningError::Answer {
+        server: server_name(),
+    };
+    let (head, body) = split_head(&answer).ok_or_else(no_answer)?;
+    let status = head.lines().next().unwrap_or_default();
+    if status.split(' ').nth(1) == Some("200") {
+        return serde_json::from_slice(body).map_err(|_| no_answer());
+    }
+    let server = server_name();
+    if let Ok(Refusal { error }) = serde_json::from_slice(body) {
+        let reason = error;
+        return Err(RunningError::Refused { server, reason });
+    }
+    let status = status.to_owned();
+    Err(RunningError::Status { server, status })
+}
+
 /// HTTP/1.0, so that the answer ends with the connection and has no chunks.
-fn get(address: &str, path: &str) -> io::Result<Vec<u8>> {
+fn exchange(address: &str, purpose: Purpose, path: &str) -> io::Result<Vec<u8>> {
     let with_port = if address
         .rsplit(']')
         .next()
@@ -120,7 +155,17 @@ fn get(address: &str, path: &str) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(with_port)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    let (method, header) = match purpose {
+        Purpose::Look => ("GET", String::new()),
+        Purpose::Change => (
+            "POST",
+            format!("{CHANGE_HEADER}: 1\r\nContent-Length: 0\r\n"),
+        ),
+    };
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: {address}\r\n{header}\r\n"
+    )?;
     let mut answer = Vec::new();
     stream.take(MAX_BYTES).read_to_end(&mut answer)?;
     Ok(answer)

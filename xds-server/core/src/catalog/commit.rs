@@ -156,6 +156,8 @@ pub struct Published {
     pub changed: Vec<ScopeChange>,
     /// Whether a client may belong to another scope than before.
     pub are_scopes_moved: bool,
+    /// Documents that came, went, or are not as before.
+    pub documents: Vec<Name>,
     /// Resources that came, changed or went, by document.
     pub resources: Vec<ChangedResource>,
 }
@@ -260,6 +262,33 @@ pub(super) fn stage(catalog: &Catalog, commit: Commit) -> Result<Staged, CommitE
         .draughts
         .into_iter()
         .map(|(name, draught)| compare(catalog, name, draught))
+        .filter(|document| document.is_moved || !document.changes.is_empty())
+        .collect();
+    check_unique(catalog, &documents)?;
+    Ok(Staged { documents })
+}
+
+/// Finds what a whole set of documents would change, or why it cannot be.
+pub(super) fn stage_whole<'a>(
+    catalog: &Catalog,
+    documents: impl IntoIterator<Item = (&'a Name, &'a Arc<StoredDocument>)>,
+) -> Result<Staged, CommitError> {
+    let gone = catalog.documents().map(|(name, _)| (name, None));
+    let after = documents.into_iter().map(|(name, it)| (name, Some(it)));
+    let whole: BTreeMap<&Name, Option<&Arc<StoredDocument>>> = gone.chain(after).collect();
+    let documents: Vec<StagedDocument> = whole
+        .into_iter()
+        .filter(|(name, after)| {
+            let before = catalog.document(name);
+            !matches!((before, after), (Some(before), Some(after)) if Arc::ptr_eq(before, after))
+        })
+        .map(|(name, after)| {
+            let draught = Draught {
+                after: after.cloned(),
+                touched: None,
+            };
+            compare(catalog, Name::clone(name), draught)
+        })
         .filter(|document| document.is_moved || !document.changes.is_empty())
         .collect();
     check_unique(catalog, &documents)?;

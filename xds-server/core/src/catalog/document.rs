@@ -39,7 +39,7 @@ impl fmt::Display for Source {
 }
 
 /// A document as it comes from a source: messages serialized, nothing encoded for the wire.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Document {
     /// Unique among all documents of all sources.
     pub name: Name,
@@ -50,7 +50,7 @@ pub struct Document {
 }
 
 /// A resource of a [`Document`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Draft {
     /// Its type.
     pub type_url: TypeUrl,

@@ -1,0 +1,8 @@
+//! What a bad push does, and how it is undone: history and rollback, refusals traced to files,
+//! what newcomers get meanwhile. Over real sockets, by the commands that people use.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "bad_push/history.rs"]
+mod history;
+#[path = "bad_push/support.rs"]
+mod support;

@@ -1,0 +1,206 @@
+//! A running server, the commands that ask it, and an incremental client that answers as it is told.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use clap::Parser;
+use isthmus_proto::pb::envoy::config::core::v3::Node;
+use isthmus_proto::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use isthmus_proto::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+};
+use isthmus_xds::cli::Cli;
+use isthmus_xds::server::Server;
+use isthmus_xds_core::type_rules::CLUSTER;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+/// Nothing here takes a second; a busy machine may.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Running {
+    dir: TempDir,
+    xds: SocketAddr,
+    admin: SocketAddr,
+    _stop: oneshot::Sender<()>,
+}
+
+/// A document of clusters, each a name and a connect timeout.
+pub(crate) fn clusters(clusters: &[(&str, u32)]) -> String {
+    let mut text =
+        "apiVersion: isthmus.io/v1alpha1\nkind: EnvoyResources\nmetadata: {name: edge}\nspec:\n  \
+                    resources:\n"
+            .to_owned();
+    for (name, seconds) in clusters {
+        text += &format!(
+            "    - \"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\n      name: {name}\n      \
+             connectTimeout: {seconds}s\n"
+        );
+    }
+    text
+}
+
+impl Running {
+    /// Serves `document`, once it is read.
+    pub(crate) async fn start(document: &str, more_args: &[&str]) -> Self {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("a.yaml"), document).unwrap();
+        let any = "127.0.0.1:0";
+        let args = ["isthmus-xds", "--xds-listen", any, "--admin-listen", any];
+        let config_dir = ["--config-dir", dir.path().to_str().unwrap()];
+        let args = args.iter().chain(&config_dir).chain(more_args);
+        let server = Server::bind(&Cli::parse_from(args)).await.unwrap();
+        let (xds, admin) = (server.xds_addr().unwrap(), server.admin_addr().unwrap());
+        let (stop, stopped) = oneshot::channel::<()>();
+        tokio::spawn(async move {
+            let stop = async { stopped.await.unwrap_or(()) };
+            server.serve(stop).await.unwrap();
+        });
+        let running = Self {
+            dir,
+            xds,
+            admin,
+            _stop: stop,
+        };
+        running
+            .wait_for("/readyz", |it| it.contains("200 OK"))
+            .await;
+        running
+    }
+
+    pub(crate) fn write(&self, document: &str) {
+        let dir = self.dir.path();
+        fs::write(dir.join(".part"), document).unwrap();
+        fs::rename(dir.join(".part"), dir.join("a.yaml")).unwrap();
+    }
+
+    /// Writes a document and waits until it is in force.
+    pub(crate) async fn push(&self, document: &str, generation: u64) {
+        self.write(document);
+        self.wait_for_generation(generation).await;
+    }
+
+    pub(crate) async fn wait_for_generation(&self, generation: u64) {
+        let wanted = format!("isthmus_config_generation {generation}\n");
+        self.wait_for("/metrics", |it| it.contains(&wanted)).await;
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> String {
+        self.exchange("GET", path, "").await
+    }
+
+    pub(crate) async fn exchange(&self, method: &str, path: &str, headers: &str) -> String {
+        let mut stream = TcpStream::connect(self.admin).await.unwrap();
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// Returns the answer of the admin endpoint once it is as wanted.
+    pub(crate) async fn wait_for(&self, path: &str, is_it: impl Fn(&str) -> bool) -> String {
+        let seen = async {
+            loop {
+                let answer = self.get(path).await;
+                if is_it(&answer) {
+                    return answer;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let seen = tokio::time::timeout(PATIENCE, seen).await;
+        seen.expect("the server gets there")
+    }
+
+    /// Runs a command against the server.
+    pub(crate) async fn command(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_isthmus-xds"));
+        let server = format!("http://{}", self.admin);
+        command.args(arguments).args(["--server", &server]);
+        let output = tokio::task::spawn_blocking(move || command.output());
+        output.await.unwrap().unwrap()
+    }
+
+    /// What a command answers when all is well.
+    pub(crate) async fn answer(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).await;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// One incremental aggregated stream that asks for all clusters.
+pub(crate) struct Client {
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    responses: Streaming<DeltaDiscoveryResponse>,
+}
+
+impl Client {
+    pub(crate) async fn connect(running: &Running, node: &str) -> Self {
+        let (requests, outbound) = mpsc::channel(8);
+        let endpoint = Channel::from_shared(format!("http://{}", running.xds)).unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        let first = DeltaDiscoveryRequest {
+            node: Some(Node {
+                id: node.to_owned(),
+                ..Node::default()
+            }),
+            type_url: CLUSTER.to_owned(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        requests.send(first).await.unwrap();
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
+        let outbound = ReceiverStream::new(outbound);
+        let responses = client.delta_aggregated_resources(outbound).await.unwrap();
+        Self {
+            requests,
+            responses: responses.into_inner(),
+        }
+    }
+
+    pub(crate) async fn next(&mut self) -> DeltaDiscoveryResponse {
+        let next = tokio::time::timeout(PATIENCE, self.responses.message());
+        let response = next.await.expect("a response comes").unwrap();
+        response.expect("the stream goes on")
+    }
+
+    pub(crate) async fn ack(&self, response: &DeltaDiscoveryResponse) {
+        self.reply(response, None).await;
+    }
+
+    async fn reply(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
+        let request = DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            error_detail: error.map(|message| isthmus_proto::pb::google::rpc::Status {
+                code: 13,
+                message: message.to_owned(),
+                ..Default::default()
+            }),
+            ..DeltaDiscoveryRequest::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
+    /// Receives a response and accepts it; returns the names in it.
+    pub(crate) async fn accept(&mut self) -> Vec<String> {
+        let response = self.next().await;
+        self.ack(&response).await;
+        names(&response)
+    }
+}
+
+pub(crate) fn names(response: &DeltaDiscoveryResponse) -> Vec<String> {
+    let names = response.resources.iter();
+    names.map(|it| it.name.clone()).collect()
+}
