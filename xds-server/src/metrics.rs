@@ -28,6 +28,7 @@ pub struct Metrics {
     resources: Family<TypeLabel, Counter>,
     answer_seconds: Family<TypeLabel, Histogram>,
     streams_refused: Family<ReasonLabel, Counter>,
+    connections_refused: RefusedConnections,
     reloads: Family<ResultLabel, Counter>,
     config_errors: Gauge,
     config_generation: Gauge<u64, AtomicU64>,
@@ -82,6 +83,16 @@ struct ResultLabel {
     result: &'static str,
 }
 
+/// Connections that were refused, by reason.
+#[derive(Clone, Debug, Default)]
+pub struct RefusedConnections(Family<ReasonLabel, Counter>);
+
+impl RefusedConnections {
+    pub(crate) fn count(&self, reason: &'static str) {
+        self.0.get_or_create(&ReasonLabel { reason }).inc();
+    }
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
@@ -103,6 +114,7 @@ impl Metrics {
             resources: Family::default(),
             answer_seconds,
             streams_refused: Family::default(),
+            connections_refused: RefusedConnections::default(),
             reloads: Family::default(),
             config_errors: Gauge::default(),
             config_generation: Gauge::default(),
@@ -141,6 +153,11 @@ impl Metrics {
             "xds_streams_refused",
             "Streams ended for cause",
             metrics.streams_refused.clone(),
+        );
+        r.register(
+            "xds_connections_refused",
+            "Connections that never carried a stream, for cause",
+            metrics.connections_refused.0.clone(),
         );
         r.register(
             "config_reloads",
@@ -215,6 +232,11 @@ impl Metrics {
 
     pub(crate) fn close_stream(&self, variant: Variant) {
         self.streams.get_or_create(&variant.into()).dec();
+    }
+
+    /// The counter of refused connections, for those who refuse them.
+    pub(crate) fn refused_connections(&self) -> RefusedConnections {
+        self.connections_refused.clone()
     }
 
     pub(crate) fn refuse_stream(&self, reason: &'static str) {

@@ -120,13 +120,14 @@ impl Server {
             admin::router(Arc::clone(&plane), self.changes),
         ));
         let identifier = format!("isthmus-xds/{}", env!("CARGO_PKG_VERSION"));
+        let refused = plane.metrics.refused_connections();
         let services = Services::new(plane, identifier.into(), self.options, stopped.clone());
         let config_dir = self.config_dir.display();
         let security = self.xds.security();
         info!(xds, security, admin, %config_dir, "serving");
 
         let mut until_stopped = stopped;
-        let server = http2::serve(services, self.xds.accept(), async move {
+        let server = http2::serve(services, self.xds.accept(&refused), async move {
             // Fails only if the sender is gone, and then it is time to stop as well.
             let _ = until_stopped.wait_for(|is_stopped| *is_stopped).await;
         });

@@ -11,6 +11,7 @@
 mod accept;
 mod connection;
 mod peer;
+mod refusal;
 mod tls;
 mod unix;
 
@@ -26,6 +27,7 @@ pub use peer::ConnectedPeer;
 pub use tls::TlsError;
 
 use crate::cli::Cli;
+use crate::metrics::RefusedConnections;
 use tls::{TlsFiles, TlsPaths};
 use unix::SocketFile;
 
@@ -123,8 +125,8 @@ impl Listeners {
         }
     }
 
-    /// Begins to accept; the tasks, and the socket file, end with the value that is returned.
-    pub fn accept(self) -> Incoming {
-        accept::spawn(self.tcp, self.tls, self.socket)
+    /// Begins to accept, and counts whom it refuses; the tasks, and the socket file, end with the value that is returned.
+    pub fn accept(self, refused: &RefusedConnections) -> Incoming {
+        accept::spawn(self.tcp, self.tls, self.socket, refused)
     }
 }

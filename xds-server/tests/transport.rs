@@ -1,6 +1,9 @@
-//! How clients reach the server and what they can prove: TLS, client certificates, Unix peers, over real sockets.
+//! How clients reach the server and what they can prove: TLS, client certificates, Unix peers, over real sockets; and how
+//! a server that stops lets them go.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "transport/drain.rs"]
+mod drain;
 #[path = "transport/support.rs"]
 mod support;
 
@@ -8,154 +11,247 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 
-use rustls::version::{TLS12, TLS13};
-use support::{Authority, Client, Leaf, Running, names, refusal};
+use isthmus_xds_core::type_rules::SECRET;
+use rustls::version::TLS12;
+use support::{Authority, Client, Leaf, Running, TlsPlan, names, refusal};
 use tempfile::TempDir;
 
 const CART: &str = "spiffe://example.org/ns/shop/sa/cart";
 const OTHER: &str = "spiffe://example.org/ns/shop/sa/other";
 
-// One row of the table: who knocks, and what happens.
+// One row of the table: who knocks and how, and what becomes of it.
 struct Case {
     name: &'static str,
-    leaf: Option<Leaf>,
-    version: &'static rustls::SupportedProtocolVersion,
-    alpn: &'static [u8],
-    node: &'static str,
-    // Names served, or what the log of the refusal says.
-    outcome: Result<&'static [&'static str], &'static str>,
+    knock: Knock,
+    outcome: Outcome,
 }
 
-#[tokio::test]
+enum Knock {
+    // With a certificate and a node id.
+    With(Leaf, &'static str),
+    WithoutCertificate,
+    Plaintext,
+    Version(Leaf, &'static rustls::SupportedProtocolVersion),
+    Protocol(Leaf, &'static [u8]),
+    // Expects another name in the server's certificate.
+    Expecting(Leaf, &'static str),
+    // Trusts another CA than the server's.
+    Trusting(Leaf, Box<Authority>),
+}
+
+enum Outcome {
+    // Names of the documents that are served.
+    Served(&'static [&'static str]),
+    // Label of the count, and what the log says.
+    Refused(&'static str, &'static str),
+}
+
 #[allow(clippy::too_many_lines, reason = "it is a table")]
-async fn each_client_is_served_or_refused_by_what_it_proves() {
-    let (ca, foreign) = (Authority::new(), Authority::new());
-    let running = Running::start_tls(&ca, Some(&ca)).await;
-    let case = |name, leaf, node, outcome| Case {
+fn cases(ca: &Authority) -> Vec<Case> {
+    use Knock::{Expecting, Plaintext, Protocol, Trusting, Version, With, WithoutCertificate};
+    use Outcome::{Refused, Served};
+    let foreign = Authority::new();
+    let case = |name, knock, outcome| Case {
         name,
-        leaf,
-        version: &TLS13,
-        alpn: b"h2",
-        node,
+        knock,
         outcome,
     };
-    let cases = [
+    let uri = |uri: &str| With(ca.leaf(&[uri]), "cart");
+    vec![
         case(
             "the right one",
-            Some(ca.leaf(&[CART])),
-            "cart",
-            Ok(&["cart", "everybody", "shop"]),
+            uri(CART),
+            Served(&["cart", "everybody", "shop"]),
         ),
         case(
             "another node id is no obstacle",
-            Some(ca.leaf(&[CART])),
-            "x",
-            Ok(&["cart", "everybody", "shop"]),
+            With(ca.leaf(&[CART]), "x"),
+            Served(&["cart", "everybody", "shop"]),
         ),
         case(
             "a stolen node id",
-            Some(ca.leaf(&[OTHER])),
-            "cart",
-            Ok(&["everybody", "shop"]),
+            uri(OTHER),
+            Served(&["everybody", "shop"]),
         ),
         case(
             "another trust domain",
-            Some(ca.leaf(&["spiffe://example.com/ns/shop/sa/cart"])),
-            "cart",
-            Ok(&["everybody"]),
+            uri("spiffe://example.com/ns/shop/sa/cart"),
+            Served(&["everybody"]),
+        ),
+        case(
+            "an ID that begins like another",
+            uri("spiffe://example.org/ns/shop/sa/cart2"),
+            Served(&["everybody", "shop"]),
+        ),
+        case(
+            "an ID that goes on after another",
+            uri("spiffe://example.org/ns/shop/sa/cart/x"),
+            Served(&["everybody", "shop"]),
+        ),
+        case(
+            "a namespace that begins like another",
+            uri("spiffe://example.org/ns/shop-evil/sa/cart"),
+            Served(&["everybody"]),
+        ),
+        case(
+            "the pattern itself",
+            uri("spiffe://example.org/ns/shop"),
+            Served(&["everybody"]),
         ),
         case(
             "no SPIFFE ID",
-            Some(ca.leaf(&[])),
-            "cart",
-            Ok(&["everybody"]),
+            With(ca.leaf(&[]), "cart"),
+            Served(&["everybody"]),
         ),
         case(
             "a URI of another kind",
-            Some(ca.leaf(&["https://example.org/ns/shop/sa/cart"])),
-            "cart",
-            Ok(&["everybody"]),
+            uri("https://example.org/ns/shop/sa/cart"),
+            Served(&["everybody"]),
         ),
         case(
             "two SPIFFE IDs",
-            Some(ca.leaf(&[CART, OTHER])),
-            "cart",
-            Err("has a SPIFFE ID and 1 more URIs; it must have one"),
+            With(ca.leaf(&[CART, OTHER]), "cart"),
+            Refused(
+                "spiffe_id",
+                "has a SPIFFE ID and 1 more URIs; it must have one",
+            ),
         ),
         case(
             "a malformed SPIFFE ID",
-            Some(ca.leaf(&["spiffe://Example.org/ns/shop/sa/cart"])),
-            "cart",
-            Err("is no SPIFFE ID: the trust domain may only hold"),
+            uri("spiffe://Example.org/ns/shop/sa/cart"),
+            Refused(
+                "spiffe_id",
+                "is no SPIFFE ID: the trust domain may only hold",
+            ),
         ),
         case(
             "no certificate",
-            None,
-            "cart",
-            Err("peer sent no certificates"),
+            WithoutCertificate,
+            Refused("no_certificate", "peer sent no certificates"),
         ),
         case(
-            "a CA that is not ours",
-            Some(foreign.leaf(&[CART])),
-            "cart",
-            Err("invalid peer certificate: BadSignature"),
+            "a foreign CA",
+            With(foreign.leaf(&[CART]), "cart"),
+            Refused("unknown_ca", "invalid peer certificate: BadSignature"),
+        ),
+        case(
+            "self-signed",
+            With(Leaf::self_signed(CART), "cart"),
+            Refused("unknown_ca", "invalid peer certificate: UnknownIssuer"),
         ),
         case(
             "expired",
-            Some(ca.leaf_until(&[CART], 2001)),
-            "cart",
-            Err("invalid peer certificate: certificate expired"),
+            With(ca.leaf_between(&[CART], 2000, 2001), "cart"),
+            Refused("expired", "invalid peer certificate: certificate expired"),
+        ),
+        case(
+            "not yet valid",
+            With(ca.leaf_between(&[CART], 3000, 4000), "cart"),
+            Refused(
+                "not_yet_valid",
+                "invalid peer certificate: certificate not valid yet",
+            ),
         ),
         case(
             "a server's certificate",
-            Some(ca.server()),
-            "cart",
-            Err("invalid peer certificate:"),
+            With(ca.server(), "cart"),
+            Refused("purpose", "invalid peer certificate:"),
         ),
-        Case {
-            version: &TLS12,
-            ..case(
-                "TLS 1.2",
-                Some(ca.leaf(&[CART])),
-                "cart",
-                Err("peer is incompatible"),
-            )
-        },
-        Case {
-            alpn: b"http/1.1",
-            ..case(
-                "HTTP/1.1",
-                Some(ca.leaf(&[CART])),
-                "cart",
-                Err("peer doesn't support any known protocol"),
-            )
-        },
-    ];
+        case(
+            "TLS 1.2",
+            Version(ca.leaf(&[CART]), &TLS12),
+            Refused("tls_version", "peer is incompatible"),
+        ),
+        case(
+            "HTTP/1.1",
+            Protocol(ca.leaf(&[CART]), b"http/1.1"),
+            Refused("not_http2", "peer doesn't support any known protocol"),
+        ),
+        case(
+            "plaintext",
+            Plaintext,
+            Refused("not_tls", "received corrupt message"),
+        ),
+        case(
+            "the wrong host name",
+            Expecting(ca.leaf(&[CART]), "other.example"),
+            Refused("by_client", "received fatal alert"),
+        ),
+        case(
+            "a client of another CA",
+            Trusting(ca.leaf(&[CART]), Box::new(foreign)),
+            Refused("by_client", "received fatal alert"),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn each_client_is_served_or_refused_by_what_it_proves() {
+    let ca = Authority::new();
+    let running = Running::start_tls(&ca, Some(&ca)).await;
     for Case {
         name,
-        leaf,
-        version,
-        alpn,
-        node,
+        knock,
         outcome,
-    } in cases
+    } in cases(&ca)
     {
-        let mut client = Client::tls(&running, &ca, leaf.as_ref(), version, alpn, node).await;
+        let before = running.log().len();
+        let plan = TlsPlan::new(&ca);
+        let mut client = match &knock {
+            Knock::With(leaf, node) => Client::tls(&running, &plan.with(leaf).node(node)).await,
+            Knock::WithoutCertificate => Client::tls(&running, &plan).await,
+            Knock::Plaintext => Client::plain(&running, "cart").await,
+            Knock::Version(leaf, version) => {
+                Client::tls(&running, &plan.with(leaf).version(version)).await
+            }
+            Knock::Protocol(leaf, alpn) => Client::tls(&running, &plan.with(leaf).alpn(alpn)).await,
+            Knock::Expecting(leaf, host) => {
+                Client::tls(&running, &plan.with(leaf).host(host)).await
+            }
+            Knock::Trusting(leaf, other) => {
+                Client::tls(&running, &TlsPlan::new(other).with(leaf)).await
+            }
+        };
         match (client.next().await, outcome) {
-            (Ok(response), Ok(wanted)) => assert_eq!(names(&response), wanted, "{name}"),
-            (Err(_), Err(reason)) => running.wait_for_log(name, reason).await,
-            (found, wanted) => panic!("{name}: {found:?}, not {wanted:?}"),
+            (Ok(response), Outcome::Served(wanted)) => {
+                assert_eq!(names(&response), wanted, "{name}");
+            }
+            (Err(_), Outcome::Refused(kind, reason)) => {
+                let line = running.wait_for_refusal(name, before).await;
+                let is_said = line.contains(&format!("kind=\"{kind}\"")) && line.contains(reason);
+                assert!(is_said, "{name}: {line}");
+                let counted = format!("connections_refused_total{{reason=\"{kind}\"}}");
+                assert!(running.get("/metrics").await.contains(&counted), "{name}");
+            }
+            (found, Outcome::Served(wanted)) => panic!("{name}: {found:?}, not {wanted:?}"),
+            (found, Outcome::Refused(..)) => panic!("{name}: {found:?}, not refused"),
         }
     }
-    let mut plain = Client::plain(&running, "cart").await;
-    assert!(plain.next().await.is_err(), "plaintext to the TLS listener");
-    for secret in [
-        ca.key_line.clone(),
-        "PRIVATE KEY".to_owned(),
-        "SECRET-OF-CART".to_owned(),
-    ] {
-        assert!(!running.log().contains(&secret), "the log has a secret");
+    expect_no_secret(&running, &ca);
+}
+
+#[tokio::test]
+async fn a_stolen_node_id_gets_no_secret_of_its_owner() {
+    let ca = Authority::new();
+    let running = Running::start_tls(&ca, Some(&ca)).await;
+    for (identity, wanted) in [(CART, (vec!["cart"], 0)), (OTHER, (vec![], 1))] {
+        let leaf = ca.leaf(&[identity]);
+        let mut client = Client::tls(&running, &TlsPlan::new(&ca).with(&leaf)).await;
+        client.next().await.unwrap();
+        client.ask(SECRET, &["cart"]).await;
+        let secrets = client.next().await.unwrap();
+        let found = (names(&secrets), secrets.removed_resources.len());
+        assert_eq!(found, wanted, "{identity} asks for the secret of cart");
     }
+    expect_no_secret(&running, &ca);
+}
+
+fn expect_no_secret(running: &Running, ca: &Authority) {
+    let log = running.log();
+    for secret in [&*ca.key_line, "PRIVATE KEY", "SECRET-OF-CART"] {
+        assert!(!log.contains(secret), "the log has a secret");
+    }
+    assert!(!log.contains(&running.tls_key_line()), "the log has a key");
 }
 
 #[tokio::test]
@@ -163,7 +259,7 @@ async fn certificates_are_replaced_under_open_streams() {
     let (old, new) = (Authority::new(), Authority::new());
     let mut running = Running::start_tls(&old, Some(&old)).await;
     let leaf = old.leaf(&[CART]);
-    let mut stream = Client::tls(&running, &old, Some(&leaf), &TLS13, b"h2", "cart").await;
+    let mut stream = Client::tls(&running, &TlsPlan::new(&old).with(&leaf)).await;
     let first = stream.next().await.unwrap();
     stream.ack(&first).await;
 
@@ -173,18 +269,23 @@ async fn certificates_are_replaced_under_open_streams() {
         .wait_for_log("taken", "certificates were read again")
         .await;
     let leaf = new.leaf(&[CART]);
-    let mut fresh = Client::tls(&running, &new, Some(&leaf), &TLS13, b"h2", "cart").await;
+    let mut fresh = Client::tls(&running, &TlsPlan::new(&new).with(&leaf)).await;
     assert_eq!(
         names(&fresh.next().await.unwrap()),
         ["cart", "everybody", "shop"]
     );
     let leaf = old.leaf(&[CART]);
-    let mut stale = Client::tls(&running, &new, Some(&leaf), &TLS13, b"h2", "cart").await;
+    let mut stale = Client::tls(&running, &TlsPlan::new(&new).with(&leaf)).await;
     assert!(stale.next().await.is_err(), "the old CA counts no more");
+    running
+        .wait_for_log("stale", "invalid peer certificate: BadSignature")
+        .await;
 
     running.change("2s");
     let pushed = stream.next().await.expect("the open stream goes on");
     assert_eq!(names(&pushed), ["cart", "everybody", "shop"]);
+    expect_no_secret(&running, &old);
+    expect_no_secret(&running, &new);
 }
 
 #[tokio::test]
@@ -210,7 +311,7 @@ async fn bad_files_leave_the_last_good_certificate_in_force() {
     ] {
         running.swap_file(file, &content);
         running.wait_for_log(file, reason).await;
-        let mut client = Client::tls(&running, &ca, None, &TLS13, b"h2", "x").await;
+        let mut client = Client::tls(&running, &TlsPlan::new(&ca)).await;
         assert_eq!(
             names(&client.next().await.unwrap()),
             ["everybody"],

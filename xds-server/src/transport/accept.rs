@@ -11,15 +11,15 @@ use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::Stream;
-use tracing::warn;
 
 use super::connection::{Connection, Socket};
 use super::peer::ConnectedPeer;
+use super::refusal::{Refusal, RefusalLog};
 use super::tls::TlsFiles;
 use super::unix::{OwnFile, SocketFile};
+use crate::metrics::RefusedConnections;
 
 /// How long a client may take for its handshake: some round trips, and the server's own queue in a storm.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
@@ -32,10 +32,6 @@ const READY_CONNECTIONS: usize = 64;
 
 /// A pause after a failure to accept, which is for want of descriptors or memory as a rule.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-
-/// Refusals that are logged in an interval: a flood of strangers must not fill a disk.
-const LOGGED_REFUSALS: u32 = 20;
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The connections of all listeners, as they come. Dropping it ends the listeners.
 #[derive(Debug)]
@@ -58,18 +54,20 @@ pub(super) fn spawn(
     tcp: TcpListener,
     tls: Option<TlsFiles>,
     socket: Option<SocketFile>,
+    refused: &RefusedConnections,
 ) -> Incoming {
+    let refusals = || RefusalLog::new(refused.clone());
     let (sender, ready) = mpsc::channel(READY_CONNECTIONS);
     let mut tasks = JoinSet::new();
     match tls {
-        None => tasks.spawn(accept_plain(tcp, sender.clone())),
+        None => tasks.spawn(accept_plain(tcp, refusals(), sender.clone())),
         Some(files) => {
-            tasks.spawn(accept_tls(tcp, files.config(), sender.clone()));
+            tasks.spawn(accept_tls(tcp, files.config(), refusals(), sender.clone()));
             tasks.spawn(files.watch())
         }
     };
     let file = socket.map(|SocketFile { listener, file }| {
-        tasks.spawn(accept_unix(listener, sender));
+        tasks.spawn(accept_unix(listener, refusals(), sender));
         file
     });
     Incoming {
@@ -79,10 +77,14 @@ pub(super) fn spawn(
     }
 }
 
-async fn accept_plain(listener: TcpListener, ready: mpsc::Sender<Connection>) {
-    let mut refusals = RefusalLog::default();
+async fn accept_plain(
+    listener: TcpListener,
+    mut refusals: RefusalLog,
+    ready: mpsc::Sender<Connection>,
+) {
     loop {
-        let Some((stream, addr)) = accept(&listener, &mut refusals).await else {
+        let accepted = listener.accept().await;
+        let Some((stream, addr)) = sift(accepted, &mut refusals).await else {
             continue;
         };
         let connection = Connection {
@@ -98,16 +100,16 @@ async fn accept_plain(listener: TcpListener, ready: mpsc::Sender<Connection>) {
 async fn accept_tls(
     listener: TcpListener,
     config: watch::Receiver<Arc<ServerConfig>>,
+    mut refusals: RefusalLog,
     ready: mpsc::Sender<Connection>,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    let mut refusals = RefusalLog::default();
-    let mut handshakes: JoinSet<Result<(), Refused>> = JoinSet::new();
+    let mut handshakes: JoinSet<Result<(), (SocketAddr, Refusal)>> = JoinSet::new();
     loop {
         tokio::select! {
             Some(ended) = handshakes.join_next() => {
-                if let Ok(Err(Refused { addr, reason })) = ended {
-                    refusals.log(&addr.to_string(), &reason);
+                if let Ok(Err((addr, refusal))) = ended {
+                    refusals.note(&addr, &refusal);
                 }
             }
             accepted = async {
@@ -115,14 +117,14 @@ async fn accept_tls(
                 (slot, listener.accept().await)
             } => {
                 let (slot, accepted) = accepted;
-                let Some((stream, addr)) = refusals.sift(accepted).await else {
+                let Some((stream, addr)) = sift(accepted, &mut refusals).await else {
                     continue;
                 };
                 let acceptor = TlsAcceptor::from(Arc::clone(&config.borrow()));
                 let ready = ready.clone();
                 handshakes.spawn(async move {
                     let _slot = slot;
-                    let refused = |reason| Refused { addr, reason };
+                    let refused = |refusal| (addr, refusal);
                     let connection = shake_hands(acceptor, stream, addr).await.map_err(refused)?;
                     // Fails only when the server stops.
                     let _ = ready.send(connection).await;
@@ -133,28 +135,21 @@ async fn accept_tls(
     }
 }
 
-struct Refused {
-    addr: SocketAddr,
-    reason: String,
-}
-
 async fn shake_hands(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     addr: SocketAddr,
-) -> Result<Connection, String> {
+) -> Result<Connection, Refusal> {
     let handshake = tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await;
     let stream = handshake
-        .map_err(|_| format!("no handshake within {HANDSHAKE_PATIENCE:?}"))?
-        .map_err(|error| error.to_string())?;
+        .map_err(|_| Refusal::slow(HANDSHAKE_PATIENCE))?
+        .map_err(|error| Refusal::handshake(&error))?;
     let peer = ConnectedPeer::tcp(addr);
     let (_, session) = stream.get_ref();
     let certificate = session.peer_certificates().and_then(<[_]>::first);
     let peer = match certificate {
         None => peer,
-        Some(certificate) => peer
-            .with_certificate(certificate)
-            .map_err(|error| error.to_string())?,
+        Some(certificate) => peer.with_certificate(certificate)?,
     };
     Ok(Connection {
         socket: Socket::Tls(Box::new(stream)),
@@ -162,15 +157,18 @@ async fn shake_hands(
     })
 }
 
-async fn accept_unix(listener: UnixListener, ready: mpsc::Sender<Connection>) {
-    let mut refusals = RefusalLog::default();
+async fn accept_unix(
+    listener: UnixListener,
+    mut refusals: RefusalLog,
+    ready: mpsc::Sender<Connection>,
+) {
     loop {
         let accepted = listener.accept().await;
         let accepted = accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?, stream)));
         let (process, stream) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                refusals.log("unix", &error.to_string());
+                refusals.note(&"unix", &Refusal::accept(&error));
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
                 continue;
             }
@@ -185,54 +183,21 @@ async fn accept_unix(listener: UnixListener, ready: mpsc::Sender<Connection>) {
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
+/// Returns a connection that was accepted; notes a failure, and pauses.
+async fn sift(
+    accepted: io::Result<(TcpStream, SocketAddr)>,
     refusals: &mut RefusalLog,
 ) -> Option<(TcpStream, SocketAddr)> {
-    let accepted = listener.accept().await;
-    refusals.sift(accepted).await
-}
-
-/// Says which connections were refused and why, at a bounded rate.
-#[derive(Debug, Default)]
-struct RefusalLog {
-    since: Option<Instant>,
-    logged: u32,
-    left_out: u64,
-}
-
-impl RefusalLog {
-    /// Returns a connection that was accepted; logs a failure, and pauses.
-    async fn sift(
-        &mut self,
-        accepted: io::Result<(TcpStream, SocketAddr)>,
-    ) -> Option<(TcpStream, SocketAddr)> {
-        match accepted {
-            Ok((stream, addr)) => {
-                // Small responses must not wait for an ACK; a socket that cannot be told so still works.
-                let _ = stream.set_nodelay(true);
-                Some((stream, addr))
-            }
-            Err(error) => {
-                self.log("tcp", &error.to_string());
-                tokio::time::sleep(ACCEPT_BACKOFF).await;
-                None
-            }
+    match accepted {
+        Ok((stream, addr)) => {
+            // Small responses must not wait for an ACK; a socket that cannot be told so still works.
+            let _ = stream.set_nodelay(true);
+            Some((stream, addr))
         }
-    }
-
-    fn log(&mut self, peer: &str, reason: &str) {
-        let now = Instant::now();
-        if self.since.is_none_or(|since| now - since >= LOG_INTERVAL) {
-            self.since = Some(now);
-            self.logged = 0;
+        Err(error) => {
+            refusals.note(&"tcp", &Refusal::accept(&error));
+            tokio::time::sleep(ACCEPT_BACKOFF).await;
+            None
         }
-        if self.logged == LOGGED_REFUSALS {
-            self.left_out += 1;
-            return;
-        }
-        self.logged += 1;
-        let left_out = std::mem::take(&mut self.left_out);
-        warn!(peer, reason, left_out, "connection refused");
     }
 }

@@ -16,15 +16,16 @@ use hyper_util::rt::TokioIo;
 use isthmus_proto::pb::envoy::config::core::v3::Node;
 use isthmus_proto::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use isthmus_proto::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
 use isthmus_xds_core::type_rules::CLUSTER;
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    SanType, date_time_ymd,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -67,18 +68,13 @@ impl Authority {
     }
 
     pub(crate) fn leaf(&self, uris: &[&str]) -> Leaf {
-        self.leaf_until(uris, 4000)
+        self.leaf_between(uris, 2000, 4000)
     }
 
-    pub(crate) fn leaf_until(&self, uris: &[&str], year: i32) -> Leaf {
-        let mut params = CertificateParams::default();
-        params.not_before = date_time_ymd(2000, 1, 1);
-        params.not_after = date_time_ymd(year, 1, 1);
-        params.subject_alt_names = uris
-            .iter()
-            .map(|uri| SanType::URI((*uri).try_into().unwrap()))
-            .collect();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    pub(crate) fn leaf_between(&self, uris: &[&str], from_year: i32, to_year: i32) -> Leaf {
+        let mut params = client_params(uris);
+        params.not_before = date_time_ymd(from_year, 1, 1);
+        params.not_after = date_time_ymd(to_year, 1, 1);
         self.sign(&params)
     }
 
@@ -95,6 +91,30 @@ impl Authority {
             key_pem: key.serialize_pem(),
         }
     }
+}
+
+impl Leaf {
+    pub(crate) fn self_signed(uri: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        Self {
+            cert_pem: client_params(&[uri]).self_signed(&key).unwrap().pem(),
+            key_pem: key.serialize_pem(),
+        }
+    }
+}
+
+fn client_params(uris: &[&str]) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = uris
+        .iter()
+        .map(|uri| SanType::URI((*uri).try_into().unwrap()))
+        .collect();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    // Else it goes by the name of the CA.
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "a client");
+    params
 }
 
 /// The real program, with its log.
@@ -184,7 +204,30 @@ impl Running {
         );
     }
 
-    async fn wait_for_page(&self, path: &str, text: &str) {
+    /// The line that says why a connection was refused, among those after `from`.
+    pub(crate) async fn wait_for_refusal(&self, name: &str, from: usize) -> String {
+        let seen = async {
+            loop {
+                let log = self.log();
+                let mut lines = log[from..].split_inclusive('\n');
+                let refusal = lines.find(|it| it.contains("connection refused"));
+                if let Some(line) = refusal.filter(|line| line.ends_with('\n')) {
+                    return line.to_owned();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, seen).await;
+        waited.unwrap_or_else(|_| panic!("{name}: no refusal in the log:\n{}", self.log()))
+    }
+
+    /// A line of the server's own key that holds key material.
+    pub(crate) fn tls_key_line(&self) -> String {
+        let key = fs::read_to_string(self.dir.path().join("tls.key")).unwrap();
+        key.lines().nth(1).unwrap().to_owned()
+    }
+
+    pub(crate) async fn wait_for_page(&self, path: &str, text: &str) {
         let seen = async {
             while !self.get(path).await.contains(text) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -247,18 +290,21 @@ impl Running {
         names.into_iter().filter_map(read).collect()
     }
 
-    /// Asks the program to end, and waits for that.
+    /// Asks the program to end, and waits until it has done so well.
     pub(crate) async fn stop(mut self) {
         let pid = self.process.id().to_string();
         assert!(Command::new("kill").arg(pid).status().unwrap().success());
         let ended = async {
-            while self.process.try_wait().unwrap().is_none() {
+            loop {
+                if let Some(status) = self.process.try_wait().unwrap() {
+                    return status;
+                }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, ended)
-            .await
-            .expect("it ends");
+        let status = tokio::time::timeout(PATIENCE, ended).await;
+        let status = status.expect("it ends");
+        assert!(status.success(), "{status}:\n{}", self.log());
     }
 }
 
@@ -311,7 +357,9 @@ fn documents(timeout: &str, uid: Option<u32>) -> String {
             {{"selector": {selector}, "resources": [{{"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             "name": "{name}", "connectTimeout": "{timeout}", "transportSocket": {{"name": "tls", "typedConfig":
             {{"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-            "commonTlsContext": {{"tlsCertificates": [{{"privateKey": {{"inlineString": "SECRET-OF-CART"}}}}]}}}}}}}}]}}}}"#
+            "commonTlsContext": {{"tlsCertificates": [{{"privateKey": {{"inlineString": "SECRET-OF-CART"}}}}]}}}}}}}},
+            {{"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret", "name": "{name}",
+            "genericSecret": {{"secret": {{"inlineString": "SECRET-OF-CART"}}}}}}]}}}}"#
         )
     };
     let mut all = vec![
@@ -337,6 +385,52 @@ pub(crate) fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
     names
 }
 
+/// How a client shakes hands.
+#[derive(Clone, Copy)]
+pub(crate) struct TlsPlan<'a> {
+    server: &'a Authority,
+    leaf: Option<&'a Leaf>,
+    version: &'static SupportedProtocolVersion,
+    alpn: &'a [u8],
+    host: &'a str,
+    node: &'a str,
+}
+
+impl<'a> TlsPlan<'a> {
+    /// Trusts a CA, and does everything as it should but for having no certificate.
+    pub(crate) fn new(server: &'a Authority) -> Self {
+        Self {
+            server,
+            leaf: None,
+            version: &TLS13,
+            alpn: b"h2",
+            host: "localhost",
+            node: "cart",
+        }
+    }
+
+    pub(crate) fn with(self, leaf: &'a Leaf) -> Self {
+        let leaf = Some(leaf);
+        Self { leaf, ..self }
+    }
+
+    pub(crate) fn version(self, version: &'static SupportedProtocolVersion) -> Self {
+        Self { version, ..self }
+    }
+
+    pub(crate) fn alpn(self, alpn: &'a [u8]) -> Self {
+        Self { alpn, ..self }
+    }
+
+    pub(crate) fn host(self, host: &'a str) -> Self {
+        Self { host, ..self }
+    }
+
+    pub(crate) fn node(self, node: &'a str) -> Self {
+        Self { node, ..self }
+    }
+}
+
 /// One incremental stream, or why there is none.
 pub(crate) struct Client(Result<Stream, String>);
 
@@ -346,24 +440,17 @@ struct Stream {
 }
 
 impl Client {
-    pub(crate) async fn tls(
-        running: &Running,
-        server: &Authority,
-        leaf: Option<&Leaf>,
-        version: &'static SupportedProtocolVersion,
-        alpn: &[u8],
-        node: &str,
-    ) -> Self {
+    pub(crate) async fn tls(running: &Running, plan: &TlsPlan<'_>) -> Self {
         let mut roots = RootCertStore::empty();
         roots
-            .add(CertificateDer::from_pem_slice(server.pem.as_bytes()).unwrap())
+            .add(CertificateDer::from_pem_slice(plan.server.pem.as_bytes()).unwrap())
             .unwrap();
         let builder =
             ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_protocol_versions(&[version])
+                .with_protocol_versions(&[plan.version])
                 .unwrap()
                 .with_root_certificates(roots);
-        let mut config = match leaf {
+        let mut config = match plan.leaf {
             None => builder.with_no_client_auth(),
             Some(leaf) => {
                 let cert = CertificateDer::from_pem_slice(leaf.cert_pem.as_bytes()).unwrap();
@@ -371,27 +458,32 @@ impl Client {
                 builder.with_client_auth_cert(vec![cert], key).unwrap()
             }
         };
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = vec![plan.alpn.to_vec()];
         let stream = TcpStream::connect(running.xds).await.unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
+        let name = ServerName::try_from(plan.host.to_owned()).unwrap();
         match TlsConnector::from(Arc::new(config))
             .connect(name, stream)
             .await
         {
-            Ok(stream) => Self::over(stream, node).await,
+            Ok(stream) => Self::over(stream, plan.node, &[]).await,
             Err(error) => Self(Err(error.to_string())),
         }
     }
 
     pub(crate) async fn plain(running: &Running, node: &str) -> Self {
-        Self::over(TcpStream::connect(running.xds).await.unwrap(), node).await
+        Self::plain_holding(running, node, &[]).await
+    }
+
+    /// One that says that it holds these resources.
+    pub(crate) async fn plain_holding(running: &Running, node: &str, held: &[Resource]) -> Self {
+        Self::over(TcpStream::connect(running.xds).await.unwrap(), node, held).await
     }
 
     pub(crate) async fn unix(path: &Path, node: &str) -> Self {
-        Self::over(UnixStream::connect(path).await.unwrap(), node).await
+        Self::over(UnixStream::connect(path).await.unwrap(), node, &[]).await
     }
 
-    async fn over<S>(stream: S, node: &str) -> Self
+    async fn over<S>(stream: S, node: &str, held: &[Resource]) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -401,6 +493,10 @@ impl Client {
                 ..Node::default()
             }),
             type_url: CLUSTER.to_owned(),
+            initial_resource_versions: held
+                .iter()
+                .map(|it| (it.name.clone(), it.version.clone()))
+                .collect(),
             ..DeltaDiscoveryRequest::default()
         };
         let (requests, outbound) = mpsc::channel(8);
@@ -437,6 +533,17 @@ impl Client {
             .expect("an answer in time");
         let response = next.map_err(|status: Status| status.to_string())?;
         response.ok_or_else(|| "the stream ended".to_owned())
+    }
+
+    /// Asks for resources of a type by name.
+    pub(crate) async fn ask(&self, type_url: &str, names: &[&str]) {
+        let stream = self.0.as_ref().expect("a stream");
+        let request = DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            resource_names_subscribe: names.iter().map(|&name| name.to_owned()).collect(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        stream.requests.send(request).await.unwrap();
     }
 
     pub(crate) async fn ack(&self, response: &DeltaDiscoveryResponse) {
