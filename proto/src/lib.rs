@@ -8,7 +8,7 @@
 //!
 //! `descriptors.binpb` is a `google.protobuf.FileDescriptorSet` that is generated and committed. It holds
 //! the set that the pinned `envoy-types` was generated from, byte for byte, and then what that lacks, compiled
-//! from `third_party/` (`TypedStruct` and Envoy's contrib extensions). `envoy-types` carries its set
+//! from `third_party/` (`TypedStruct` and Envoy's contrib extensions) and `include/` (Isthmus's own). `envoy-types` carries its set
 //! (`src/generated/types.bin`) but does not export it, so the other ways were a build script that asks
 //! `cargo metadata` where the dependency's source lies, or one that compiles 500 `.proto` files. Both make
 //! every build slower, and break where cargo may not be called or sources are laid out in another way (nix,
@@ -38,6 +38,27 @@ use prost_reflect::DescriptorPool;
 
 /// Envoy's messages and services, by package: `pb::envoy::config::cluster::v3::Cluster`.
 pub use envoy_types::pb;
+
+/// Isthmus's own messages and services: the programmatic API of the xDS server.
+///
+/// The code is generated from `include/isthmus/xds/v1/control.proto` and committed. A test holds it to that, and
+/// makes it anew:
+///
+/// ```text
+/// UPDATE_GENERATED=1 cargo test -p isthmus-proto --test generated
+/// ```
+#[allow(
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::pedantic,
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "generated"
+)]
+pub mod control {
+    include!("generated/isthmus.xds.v1.rs");
+}
 
 static DESCRIPTOR_SET: &[u8] = include_bytes!("../descriptors.binpb");
 

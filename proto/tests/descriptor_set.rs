@@ -9,7 +9,7 @@ use protox::Compiler;
 use protox::file::{ChainFileResolver, DescriptorSetFileResolver, IncludeFileResolver};
 
 /// Folders that imports are relative to.
-const INCLUDES: [&str; 2] = ["third_party/envoy-contrib", "third_party/xds"];
+const INCLUDES: [&str; 3] = ["include", "third_party/envoy-contrib", "third_party/xds"];
 
 #[test]
 fn committed_set_equals_its_sources() {

@@ -60,6 +60,7 @@ const ABOUT: &str = "Serves Envoy configuration from a directory over xDS";
 /// Serves Envoy configuration from a directory over xDS.
 #[derive(Debug, Parser)]
 #[command(name = "isthmus-xds", version, after_help = EXAMPLES)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct Cli {
     /// Directory of EnvoyResources documents (*.yaml, *.yml, *.json), watched for changes.
     #[arg(long, value_name = "DIR")]

@@ -43,6 +43,8 @@ use self::loader::Loader;
 use self::read::Fingerprint;
 
 pub use self::error::{ConfigError, Io, Origin, Place, Problem, ResourceLabel, Suggestion};
+pub(crate) use self::name::name_field;
+pub(crate) use self::path::{push_index, push_key};
 pub use self::warning::{Concern, ConfigWarning};
 
 /// Everything that a directory says, checked and encoded.
@@ -102,6 +104,31 @@ pub fn read_text(file: &str, text: &str) -> Result<Vec<LoadedDocument>, Vec<Conf
     let mut loader = Loader::new();
     loader.file(&Arc::from(file), text);
     loader.finish().map(|config| config.documents)
+}
+
+/// A type URL, and the bytes of a message.
+pub(crate) type TypedBytes = (Arc<str>, Vec<u8>);
+
+/// Encodes the text of one resource: its type URL and its bytes, or each mistake, path and problem.
+pub(crate) fn encode_text(text: &str) -> Result<TypedBytes, Vec<[String; 2]>> {
+    let (documents, syntax_error) = yaml::parse_documents(text);
+    let whole = |problem: &str| vec![[String::new(), problem.to_owned()]];
+    if let Some(error) = syntax_error {
+        let line = error.line;
+        let problem = loader::from_syntax(&Arc::from(""), error).problem;
+        return Err(whole(&format!("line {line}: {problem}")));
+    }
+    let [document] = &*documents else {
+        return Err(whole("must be one JSON object with an @type"));
+    };
+    let pool = isthmus_proto::descriptor_pool();
+    match encode::encode_resource(pool, &document.root, "") {
+        Ok(encoded) => Ok((encoded.type_url, encoded.value)),
+        Err(findings) => Err(findings
+            .into_iter()
+            .map(|finding| [finding.path, finding.problem.to_string()])
+            .collect()),
+    }
 }
 
 fn load_with_fingerprint(dir: &Path) -> Result<(LoadedConfig, Fingerprint), Vec<ConfigError>> {

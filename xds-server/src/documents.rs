@@ -66,18 +66,18 @@ fn draft(resource: &LoadedResource) -> Draft {
         name: Name::clone(&resource.name),
         value: resource.value.clone(),
         extras: Extras {
-            endpoints: endpoints_of(resource),
+            endpoints: endpoints_of(&resource.type_url, &resource.name, &resource.value),
             ..Extras::default()
         },
     }
 }
 
 // The name under which a cluster's endpoints are asked for: that of its EDS service, or its own.
-fn endpoints_of(resource: &LoadedResource) -> Option<Name> {
-    if &*resource.type_url != type_rules::CLUSTER {
+pub(crate) fn endpoints_of(type_url: &str, name: &Name, value: &[u8]) -> Option<Name> {
+    if type_url != type_rules::CLUSTER {
         return None;
     }
-    let cluster = Cluster::decode(resource.value.clone()).ok()?;
+    let cluster = Cluster::decode(value).ok()?;
     let ClusterDiscoveryType::Type(kind) = cluster.cluster_discovery_type? else {
         return None;
     };
@@ -86,7 +86,7 @@ fn endpoints_of(resource: &LoadedResource) -> Option<Name> {
     }
     let service = cluster.eds_cluster_config.unwrap_or_default().service_name;
     Some(if service.is_empty() {
-        Name::clone(&resource.name)
+        Name::clone(name)
     } else {
         Name::from(service)
     })

@@ -27,6 +27,7 @@ pub mod plane;
 pub mod provenance;
 pub mod redact;
 pub mod reload;
+pub mod resources;
 mod scope;
 pub mod server;
 pub mod services;

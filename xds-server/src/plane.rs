@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use isthmus_api::envoy_resources::NodeView;
 use isthmus_heap::Counts;
-use isthmus_xds_core::catalog::{Operation, Published, StoredDocument};
+use isthmus_xds_core::catalog::{Operation, Published, Staged, StoredDocument};
 use isthmus_xds_core::{Catalog, Commit, CommitError, Document, Name, ScopeKey, Source, View};
 use tokio::sync::watch;
 
@@ -116,6 +116,23 @@ impl Plane {
         commit: Commit,
         origins: &Origins<'_>,
     ) -> Result<Published, CommitError> {
+        let unchecked = |_: &Catalog, _: &Staged| Ok(());
+        self.commit_checked(commit, origins, unchecked)
+            .map(|(published, ())| published)
+    }
+
+    /// Does what [`Plane::commit_from`] does, if `check` agrees with what will be in force. It runs
+    /// under the plane's lock, so it must not call the plane.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CommitError`], or what `check` says; nothing changes then.
+    pub fn commit_checked<T, E: From<CommitError>>(
+        &self,
+        commit: Commit,
+        origins: &Origins<'_>,
+        check: impl FnOnce(&Catalog, &Staged) -> Result<T, E>,
+    ) -> Result<(Published, T), E> {
         let before = Counts::of_thread();
         let source = commit.source;
         let mut state = self.lock();
@@ -128,7 +145,9 @@ impl Plane {
             scopes.retain(|_, scope| Arc::strong_count(scope) > 1);
             catalog.retain_scopes(|key| scopes.contains_key(key));
         }
-        let published = catalog.commit(commit)?;
+        let staged = catalog.stage(commit)?;
+        let checked = check(catalog, &staged)?;
+        let published = catalog.apply(staged);
         state.awaited.remove(&source);
         let cause = Cause::Commit {
             source,
@@ -138,7 +157,7 @@ impl Plane {
         state.follow(source);
         self.announce(state, &published);
         self.metrics.change_cost.observe_since(before);
-        Ok(published)
+        Ok((published, checked))
     }
 
     /// A document in force.

@@ -26,3 +26,9 @@ pub const MAX_DEPTH: usize = 100;
 
 /// Violations reported of one resource; nobody reads more.
 pub const MAX_VIOLATIONS: usize = 100;
+
+/// The text in a field of an encoded message; empty if there is none.
+pub(crate) fn wire_text(message: &[u8], number: u32) -> &str {
+    let value = wire::last(message, number).map_or(&[][..], wire::Wire::bytes);
+    str::from_utf8(value).unwrap_or_default()
+}

@@ -17,8 +17,8 @@ use crate::view::{Change, View};
 use index::{Givers, Readers};
 
 pub use commit::{
-    ChangeKind, ChangedResource, Commit, CommitError, Operation, Published, ResourceChange,
-    ScopeChange,
+    Brought, ChangeKind, ChangedResource, Commit, CommitError, Operation, Published,
+    ResourceChange, ScopeChange, Staged,
 };
 pub use document::{Document, Draft, Source, StoredDocument};
 
@@ -65,7 +65,7 @@ impl Catalog {
     ///
     /// Returns [`CommitError`] if any part of it cannot be; nothing is changed then.
     pub fn commit(&mut self, commit: Commit) -> Result<Published, CommitError> {
-        let staged = commit::stage(self, commit)?;
+        let staged = self.stage(commit)?;
         Ok(self.apply(staged))
     }
 
@@ -84,7 +84,18 @@ impl Catalog {
         Ok(self.apply(staged))
     }
 
-    fn apply(&mut self, staged: commit::Staged) -> Published {
+    /// Finds out what a commit will change. Nothing is in force until it is given to
+    /// [`Catalog::apply`], with no other commit in between.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CommitError`] if any part of it cannot be.
+    pub fn stage(&self, commit: Commit) -> Result<Staged, CommitError> {
+        commit::stage(self, commit)
+    }
+
+    /// Puts a commit in force.
+    pub fn apply(&mut self, staged: Staged) -> Published {
         if staged.documents.is_empty() {
             return Published {
                 generation: self.generation,
@@ -285,18 +296,6 @@ impl Catalog {
     /// Number of documents.
     pub fn documents_len(&self) -> usize {
         self.documents.len()
-    }
-
-    /// Whether a document that some client of `document` may have gives a resource.
-    pub fn is_given_to_clients_of(&self, document: &str, type_url: &str, name: &str) -> bool {
-        let Some(asking) = self.documents.get(document) else {
-            return false;
-        };
-        let key = (TypeUrl::from(type_url), Name::from(name));
-        self.givers.rivals(&key, asking.id()).any(|other| {
-            let other = self.documents.get(other);
-            other.is_some_and(|it| it.selector().may_overlap(asking.selector()))
-        })
     }
 
     fn build(&self, key: &ScopeKey) -> View {

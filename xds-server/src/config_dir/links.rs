@@ -146,7 +146,7 @@ fn rivals<'a, V: Copy>(
 }
 
 /// Whether every client that `narrow` matches is matched by `wide` too.
-fn includes(wide: &Selector, narrow: &Selector) -> bool {
+pub(crate) fn includes(wide: &Selector, narrow: &Selector) -> bool {
     let asks = |wide: &Option<String>, narrow: &Option<String>| wide.is_none() || wide == narrow;
     asks(&wide.id, &narrow.id)
         && asks(&wide.cluster, &narrow.cluster)

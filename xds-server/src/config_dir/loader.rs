@@ -412,7 +412,7 @@ fn from_violations(node: &Node, path: &str, violations: Vec<Violation>) -> Vec<F
     findings
 }
 
-fn from_syntax(file: &Arc<str>, error: SyntaxError) -> ConfigError {
+pub(super) fn from_syntax(file: &Arc<str>, error: SyntaxError) -> ConfigError {
     let SyntaxError {
         document,
         line,

@@ -8,7 +8,7 @@ use super::yaml::Node;
 ///
 /// It is `name` for all of Envoy's resource types but `ClusterLoadAssignment`, which goes by the name that
 /// clusters look it up with.
-pub(super) fn name_field(message: &MessageDescriptor) -> Option<FieldDescriptor> {
+pub(crate) fn name_field(message: &MessageDescriptor) -> Option<FieldDescriptor> {
     let field = match message.full_name() {
         "envoy.config.endpoint.v3.ClusterLoadAssignment" => {
             message.get_field_by_name("cluster_name")

@@ -6,7 +6,7 @@ use super::error::Quoted;
 use super::limits::MAX_QUOTED_BYTES;
 
 /// Appends a key: `.key`, or `["key"]` if it is not a plain word.
-pub(super) fn push_key(path: &mut String, key: &str) {
+pub(crate) fn push_key(path: &mut String, key: &str) {
     let is_word = |char: char| char.is_ascii_alphanumeric() || matches!(char, '_' | '@' | '-');
     if key.is_empty() || key.len() > MAX_QUOTED_BYTES || !key.chars().all(is_word) {
         write!(path, "[{}]", Quoted(key)).expect("writing to a string cannot fail");
@@ -19,6 +19,6 @@ pub(super) fn push_key(path: &mut String, key: &str) {
 }
 
 /// Appends the position of a list's item.
-pub(super) fn push_index(path: &mut String, index: usize) {
+pub(crate) fn push_index(path: &mut String, index: usize) {
     write!(path, "[{index}]").expect("writing to a string cannot fail");
 }

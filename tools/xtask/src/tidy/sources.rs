@@ -67,7 +67,7 @@ fn inspect_file(file: &Path, text: &str, report: &mut Report) {
                 .push(format!("{shown}:{}: {leftover}…: {remedy}", index + 1));
         }
     }
-    let lines = if is_test(file) {
+    let lines = if is_test(file) || is_generated(file) {
         0
     } else {
         lines_of_code(text)
@@ -86,6 +86,13 @@ fn inspect_file(file: &Path, text: &str, report: &mut Report) {
 fn is_test(file: &Path) -> bool {
     file.file_stem().is_some_and(|stem| stem == "tests")
         || file.components().any(|part| part.as_os_str() == "tests")
+}
+
+/// A test holds it to what it is generated from.
+fn is_generated(file: &Path) -> bool {
+    file.parent()
+        .and_then(Path::file_name)
+        .is_some_and(|folder| folder == "generated")
 }
 
 /// Lines before the test module, which by the house style is the last thing in a file.

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use isthmus_api::envoy_resources::Selector;
+
 use super::document::{Document, Draft, Source, StoredDocument};
 use super::index::Givers;
 use super::{Catalog, ScopeKey};
-use crate::resource::{Name, TypeUrl};
+use crate::resource::{Name, Resource, TypeUrl};
 use crate::view::{Change, View};
 
 /// What one source changes at once: all of it, or nothing if one part cannot be.
@@ -162,6 +164,13 @@ pub struct Published {
     pub resources: Vec<ChangedResource>,
 }
 
+impl Published {
+    /// Whether there is a new generation.
+    pub fn has_changes(&self) -> bool {
+        self.are_scopes_moved || !self.resources.is_empty()
+    }
+}
+
 /// What a commit changed in one scope.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ScopeChange {
@@ -230,10 +239,13 @@ struct Draught {
     touched: Option<BTreeSet<(TypeUrl, Name)>>,
 }
 
-/// A commit that is known to be possible.
+/// A commit that is known to be possible, before it is in force.
 #[derive(Debug)]
-pub(super) struct Staged {
+pub struct Staged {
+    // By name.
     pub(super) documents: Vec<StagedDocument>,
+    // What they give to clients that did not have it.
+    brought: Givers,
 }
 
 #[derive(Debug)]
@@ -242,6 +254,75 @@ pub(super) struct StagedDocument {
     pub(super) after: Option<Arc<StoredDocument>>,
     pub(super) is_moved: bool,
     pub(super) changes: Vec<(TypeUrl, Name, ChangeKind)>,
+}
+
+impl Staged {
+    fn checked(catalog: &Catalog, documents: Vec<StagedDocument>) -> Result<Self, CommitError> {
+        let mut staged = Self {
+            documents,
+            brought: Givers::default(),
+        };
+        staged.brought = check_unique(catalog, &staged)?;
+        Ok(staged)
+    }
+
+    /// The documents that change, as they will be; `None` for one that goes.
+    pub fn documents(&self) -> impl Iterator<Item = (&Name, Option<&StoredDocument>)> {
+        let documents = self.documents.iter();
+        documents.map(|it| (&it.name, it.after.as_deref()))
+    }
+
+    /// The resources that come or change, each with its document.
+    pub fn brought(&self) -> impl Iterator<Item = Brought<'_>> {
+        self.documents.iter().flat_map(|document| {
+            let after = document.after.as_deref();
+            let changes = document.changes.iter();
+            changes.filter_map(move |(type_url, name, kind)| {
+                let after = after.filter(|_| *kind != ChangeKind::Removed)?;
+                Some(Brought {
+                    name: &document.name,
+                    document: after,
+                    type_url,
+                    resource: after.resource(type_url, name)?,
+                })
+            })
+        })
+    }
+
+    /// Whether some client of `selector` will be given a resource.
+    pub fn gives(&self, catalog: &Catalog, selector: &Selector, target: (&str, &str)) -> bool {
+        let key = (TypeUrl::from(target.0), Name::from(target.1));
+        let id = selector.id.as_deref().map(Name::from);
+        let held = catalog.givers.rivals(&key, id.as_ref());
+        let mut givers = held.chain(self.brought.rivals(&key, id.as_ref()));
+        givers.any(|giver| {
+            let document = match self.document(giver) {
+                Some(staged) => staged.after.as_deref(),
+                None => catalog.document(giver).map(|it| &**it),
+            };
+            document.is_some_and(|it| {
+                it.resource(&key.0, &key.1).is_some() && it.selector().may_overlap(selector)
+            })
+        })
+    }
+
+    fn document(&self, name: &Name) -> Option<&StagedDocument> {
+        let found = self.documents.binary_search_by(|it| it.name.cmp(name));
+        found.ok().map(|index| &self.documents[index])
+    }
+}
+
+/// A resource that comes or changes with a commit.
+#[derive(Clone, Copy, Debug)]
+pub struct Brought<'a> {
+    /// Name of its document.
+    pub name: &'a Name,
+    /// The document as it will be.
+    pub document: &'a StoredDocument,
+    /// Its type.
+    pub type_url: &'a TypeUrl,
+    /// What it will be.
+    pub resource: &'a Arc<Resource>,
 }
 
 /// Finds what a commit would change, or why it cannot be.
@@ -264,8 +345,7 @@ pub(super) fn stage(catalog: &Catalog, commit: Commit) -> Result<Staged, CommitE
         .map(|(name, draught)| compare(catalog, name, draught))
         .filter(|document| document.is_moved || !document.changes.is_empty())
         .collect();
-    check_unique(catalog, &documents)?;
-    Ok(Staged { documents })
+    Staged::checked(catalog, documents)
 }
 
 /// Finds what a whole set of documents would change, or why it cannot be.
@@ -291,8 +371,7 @@ pub(super) fn stage_whole<'a>(
         })
         .filter(|document| document.is_moved || !document.changes.is_empty())
         .collect();
-    check_unique(catalog, &documents)?;
-    Ok(Staged { documents })
+    Staged::checked(catalog, documents)
 }
 
 struct Stage<'a> {
@@ -471,11 +550,9 @@ fn differing(before: Option<&Stored>, after: Option<&Stored>) -> Vec<(TypeUrl, N
 }
 
 // No client may get two resources of one type and name. Costs what is new, whatever else there is.
-fn check_unique(catalog: &Catalog, staged: &[StagedDocument]) -> Result<(), CommitError> {
-    let by_name: BTreeMap<&Name, &StagedDocument> =
-        staged.iter().map(|it| (&it.name, it)).collect();
+fn check_unique(catalog: &Catalog, staged: &Staged) -> Result<Givers, CommitError> {
     let mut brought = Givers::default();
-    for document in staged {
+    for document in &staged.documents {
         let Some(after) = &document.after else {
             continue;
         };
@@ -494,7 +571,7 @@ fn check_unique(catalog: &Catalog, staged: &[StagedDocument]) -> Result<(), Comm
             let held = catalog.givers.rivals(&key, after.id());
             let rivals = held.chain(brought.rivals(&key, after.id()));
             for other in rivals.filter(|other| **other != document.name) {
-                let rival = match by_name.get(other) {
+                let rival = match staged.document(other) {
                     Some(staged) => staged.after.as_ref(),
                     None => catalog.document(other),
                 };
@@ -515,5 +592,5 @@ fn check_unique(catalog: &Catalog, staged: &[StagedDocument]) -> Result<(), Comm
             brought.insert(key, after.id(), &document.name);
         }
     }
-    Ok(())
+    Ok(brought)
 }
