@@ -90,7 +90,7 @@ impl DumpQuery {
     fn wants_node(&self, client: &Client) -> bool {
         self.node
             .as_ref()
-            .is_none_or(|wanted| *wanted == client.node_id)
+            .is_none_or(|wanted| **wanted == *client.node_id)
     }
 }
 
@@ -148,7 +148,7 @@ fn dump_type(type_url: &str, set: &TypeSet) -> Value {
 fn dump_client(id: u64, client: &Client) -> Value {
     json!({
         "stream": id,
-        "node": { "id": client.node_id, "cluster": client.node_cluster },
+        "node": { "id": &*client.node_id, "cluster": client.node_cluster },
         "userAgent": client.user_agent,
         "peer": client.peer.to_string(),
         "identity": client.peer.identity().map(ToString::to_string),

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use isthmus_proto::pb::envoy::config::core::v3::Node;
@@ -18,6 +18,7 @@ use isthmus_xds_core::{
 };
 use prost::Message;
 
+use crate::convergence::{Answerer, Convergence, Rest};
 use crate::interest::Slot;
 use crate::plane::Plane;
 use crate::scope::{Bell, Scope};
@@ -27,7 +28,7 @@ use crate::transport::ConnectedPeer;
 #[derive(Debug)]
 pub struct Client {
     /// `node.id`.
-    pub node_id: String,
+    pub node_id: Arc<str>,
     /// `node.cluster`.
     pub node_cluster: String,
     /// Client program and version, as far as it says.
@@ -36,6 +37,7 @@ pub struct Client {
     pub peer: ConnectedPeer,
     /// Which protocol the stream speaks.
     pub variant: Variant,
+    id: u64,
     pub(crate) slot: Slot,
     pub(crate) bell: Bell,
     node: Bytes,
@@ -46,6 +48,10 @@ pub struct Client {
 struct Live {
     scope: Arc<Scope>,
     stream: Stream,
+    // The commit that the scope had when the client came to it.
+    placed_at: u64,
+    // The newest commit of all that were owed and are answered.
+    answered: u64,
 }
 
 /// What a stream does when it is polled.
@@ -83,6 +89,7 @@ impl Client {
     pub(crate) fn handle_request(
         &self,
         request: &Request,
+        convergence: &Convergence,
         now: Duration,
     ) -> Result<Vec<Event>, RequestError> {
         let mut live = self.lock();
@@ -94,33 +101,95 @@ impl Client {
             let newest = live.scope.amend(self.slot, &amended);
             live.move_on(newest, now);
         }
-        Ok(live.stream.take_events())
+        let events = live.stream.take_events();
+        if !events.is_empty() {
+            self.report(&mut live, &events, convergence);
+        }
+        Ok(events)
     }
 
     /// Moves on if the bell was rung, then takes the next response.
-    pub(crate) fn take_turn(&self, now: Duration) -> Turn {
+    pub(crate) fn take_turn(&self, convergence: &Convergence, now: Duration) -> Turn {
         let mut live = self.lock();
         live.catch_up(&self.bell, now);
         let response = live.stream.poll(now);
-        let wake = match response {
-            Some(_) => None,
-            None => live.stream.next_wake(),
-        };
-        Turn { response, wake }
+        if let Some(response) = response {
+            if self.bell.owed() > live.answered {
+                convergence.sent(self.slot, response.size_bytes());
+            }
+            return Turn {
+                response: Some(response),
+                wake: None,
+            };
+        }
+        // What it was rung for may come to nothing.
+        if live.stream.is_at_rest() {
+            self.report(&mut live, &[], convergence);
+        }
+        Turn {
+            response: None,
+            wake: live.stream.next_wake(),
+        }
     }
 
-    /// Takes a place in a scope and leaves the last one. The stream follows to its view.
-    pub(crate) fn move_to(self: &Arc<Self>, scope: &Arc<Scope>, now: Duration) {
-        let mut live = self.lock();
-        if Arc::ptr_eq(&live.scope, scope) {
+    // Tells whoever waits for this client what it has answered.
+    fn report(&self, live: &mut Live, events: &[Event], convergence: &Convergence) {
+        let owed = self.bell.owed();
+        if owed <= live.answered {
             return;
         }
-        live.scope.leave(self.slot, &live.stream);
-        live.scope = Arc::clone(scope);
-        // Of the last scope; nobody rings for that any more.
-        self.bell.take_change();
-        let newest = scope.join(self, &live.stream);
-        live.move_on(newest, now);
+        let (who, now) = (self.answerer(), Instant::now());
+        for event in events {
+            if let Event::Nacked { type_url, refusal } = event {
+                let message = refusal.message.as_str().into();
+                convergence.refused(who, type_url, refusal.generation, &message, now);
+            }
+        }
+        let newest = live.stream.view().generation();
+        // A scope that a client came to may have had its last change long before that.
+        let known = newest.max(live.placed_at);
+        let through = live.stream.answered_through();
+        let through = through.map(|(url, through)| {
+            let through = if through == newest { known } else { through };
+            (url, through)
+        });
+        if convergence.answered(who, through, live.rest(), now) == Rest::Quiet {
+            live.answered = owed;
+        }
+    }
+
+    fn answerer(&self) -> Answerer<'_> {
+        Answerer {
+            slot: self.slot,
+            stream: self.id,
+            node_id: &self.node_id,
+        }
+    }
+
+    /// Takes a place in a scope that has all up to a commit, and leaves the last one. The stream
+    /// follows to its view.
+    pub(crate) fn move_to(
+        self: &Arc<Self>,
+        scope: &Arc<Scope>,
+        generation: u64,
+        convergence: &Convergence,
+        now: Duration,
+    ) {
+        let mut live = self.lock();
+        let mut rest = Rest::Quiet;
+        if !Arc::ptr_eq(&live.scope, scope) {
+            live.scope.leave(self.slot, &live.stream);
+            live.scope = Arc::clone(scope);
+            // Of the last scope; nobody rings for that any more.
+            self.bell.take_change();
+            let newest = scope.join(self, &live.stream);
+            live.move_on(newest, now);
+            live.placed_at = generation;
+            rest = live.rest();
+        }
+        if self.bell.owed() > live.answered {
+            convergence.placed(self.slot, rest, Instant::now());
+        }
     }
 
     /// Moves a stream that was not rung on to `newest`, unless its session is busy with it. The
@@ -142,9 +211,13 @@ impl Client {
         live.move_on(newest, Duration::ZERO);
     }
 
-    fn leave(&self) {
+    fn leave(&self, convergence: &Convergence) {
         let live = self.lock();
         live.scope.leave(self.slot, &live.stream);
+        // Nobody rings it from here on, so nothing is owed after this.
+        if self.bell.owed() > live.answered {
+            convergence.left(self.answerer(), Instant::now());
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Live> {
@@ -153,6 +226,14 @@ impl Client {
 }
 
 impl Live {
+    fn rest(&self) -> Rest {
+        if self.stream.is_at_rest() {
+            Rest::Quiet
+        } else {
+            Rest::Busy
+        }
+    }
+
     // Costs the changes since the first one that it was rung for: up to there, it only lets go of
     // what it had.
     fn catch_up(&mut self, bell: &Bell, now: Duration) {
@@ -211,7 +292,7 @@ impl Clients {
 /// What a client says of itself, before it is known by a number.
 #[derive(Debug)]
 pub(crate) struct Introduction {
-    pub(crate) node_id: String,
+    pub(crate) node_id: Arc<str>,
     pub(crate) node_cluster: String,
     pub(crate) node: Bytes,
     pub(crate) user_agent: String,
@@ -226,7 +307,6 @@ pub(crate) struct Introduction {
 pub(crate) struct Membership {
     plane: Arc<Plane>,
     client: Arc<Client>,
-    id: u64,
 }
 
 impl Membership {
@@ -238,18 +318,21 @@ impl Membership {
             user_agent: who.user_agent,
             peer: who.peer,
             variant: who.variant,
+            id,
             slot: plane.clients.take_slot(),
             bell: Bell::default(),
             node: who.node,
             live: Mutex::new(Live {
                 scope: who.scope,
                 stream: who.stream,
+                placed_at: 0,
+                answered: 0,
             }),
         });
         plane.metrics.open_stream(client.variant);
         plane.clients.lock().by_id.insert(id, Arc::clone(&client));
         client.join();
-        Self { plane, client, id }
+        Self { plane, client }
     }
 
     pub(crate) fn client(&self) -> &Arc<Client> {
@@ -259,9 +342,9 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.client.leave();
+        self.client.leave(&self.plane.convergence);
         let mut roll = self.plane.clients.lock();
-        roll.by_id.remove(&self.id);
+        roll.by_id.remove(&self.client.id);
         roll.vacant.push(self.client.slot);
         drop(roll);
         self.plane.metrics.close_stream(self.client.variant);

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod clients;
 pub mod commands;
 pub mod config_dir;
+pub mod convergence;
 pub mod documents;
 pub mod grpc;
 mod heap;

@@ -17,6 +17,10 @@ use prometheus_client::registry::Registry;
 
 use crate::heap::{ChangeCost, HeapState};
 
+mod changes;
+
+pub(crate) use changes::ChangeMetrics;
+
 /// All metrics of the server.
 #[derive(Debug)]
 pub struct Metrics {
@@ -36,6 +40,8 @@ pub struct Metrics {
     scopes: Gauge,
     /// What changes allocate.
     pub(crate) change_cost: ChangeCost,
+    /// How long changes take, and what they send.
+    pub(crate) changes: ChangeMetrics,
     wakes: Counter,
     interest_entries: Gauge,
     rollbacks: Counter,
@@ -121,6 +127,7 @@ impl Metrics {
             config_documents: Gauge::default(),
             scopes: Gauge::default(),
             change_cost: ChangeCost::default(),
+            changes: ChangeMetrics::default(),
             wakes: Counter::default(),
             interest_entries: Gauge::default(),
             rollbacks: Counter::default(),
@@ -185,6 +192,7 @@ impl Metrics {
             metrics.scopes.clone(),
         );
         let change_cost = ChangeCost::registered(r);
+        let changes = ChangeMetrics::registered(r);
         let streams_of = |variant: Variant| metrics.streams.get_or_create_owned(&variant.into());
         let streams = [Variant::Delta, Variant::Sotw].map(streams_of);
         r.register_collector(Box::new(HeapState::new(streams)));
@@ -206,6 +214,7 @@ impl Metrics {
         Self {
             registry,
             change_cost,
+            changes,
             ..metrics
         }
     }

@@ -8,7 +8,7 @@ mod rollback;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_api::envoy_resources::NodeView;
 use isthmus_heap::Counts;
@@ -17,6 +17,7 @@ use isthmus_xds_core::{Catalog, Commit, CommitError, Document, Name, ScopeKey, S
 use tokio::sync::watch;
 
 use crate::clients::{Client, Clients};
+use crate::convergence::Convergence;
 use crate::history::{Cause, History};
 use crate::loads::{LoadCollector, Loads};
 use crate::metrics::Metrics;
@@ -35,6 +36,8 @@ pub struct Plane {
     last_stream: AtomicU64,
     /// The streams that are open.
     pub clients: Clients,
+    /// How far the last commits came.
+    pub convergence: Convergence,
     /// What clients report of their load.
     pub loads: Arc<Loads>,
     /// What is counted.
@@ -70,6 +73,7 @@ impl Plane {
             is_ready: watch::Sender::new(false),
             last_stream: AtomicU64::new(0),
             clients: Clients::default(),
+            convergence: Convergence::new(metrics.changes.clone()),
             loads,
             metrics,
         }
@@ -133,7 +137,7 @@ impl Plane {
         origins: &Origins<'_>,
         check: impl FnOnce(&Catalog, &Staged) -> Result<T, E>,
     ) -> Result<(Published, T), E> {
-        let before = Counts::of_thread();
+        let (at, before) = (Instant::now(), Counts::of_thread());
         let source = commit.source;
         let mut state = self.lock();
         let State {
@@ -155,7 +159,7 @@ impl Plane {
         };
         state.record(&published, cause, origins);
         state.follow(source);
-        self.announce(state, &published);
+        self.announce(state, &published, at);
         self.metrics.change_cost.observe_since(before);
         Ok((published, checked))
     }
@@ -173,17 +177,24 @@ impl Plane {
         (state.catalog.generation(), documents.collect())
     }
 
-    fn announce(&self, mut state: MutexGuard<'_, State>, published: &Published) {
+    fn announce(&self, mut state: MutexGuard<'_, State>, published: &Published, at: Instant) {
         let State {
             catalog,
             awaited,
             scopes,
             ..
         } = &mut *state;
+        let generation = published.generation;
+        self.convergence.begin(generation, at);
+        if published.are_scopes_moved {
+            for scope in scopes.values() {
+                scope.owe_move(generation, &self.convergence);
+            }
+        }
         for change in &published.changed {
             if let Some(scope) = scopes.get(&change.scope) {
                 let view = catalog.view(&change.scope);
-                let announced = scope.announce(view, &change.resources);
+                let announced = scope.announce(view, &change.resources, &self.convergence);
                 self.metrics.count_wakes(announced.woken);
             }
         }
@@ -192,8 +203,9 @@ impl Plane {
             let woken = scopes.values().map(|scope| scope.ring_moved()).sum();
             self.metrics.count_wakes(woken);
         }
+        self.convergence.announced(generation, Instant::now());
         self.metrics
-            .observe_publish(published.generation, catalog.documents_len(), scopes.len());
+            .observe_publish(generation, catalog.documents_len(), scopes.len());
         let is_ready = awaited.is_empty();
         drop(state);
         if is_ready {
@@ -203,6 +215,11 @@ impl Plane {
 
     /// Finds the scope of a client.
     pub(crate) fn scope_of(&self, node: &NodeView<'_>) -> Arc<Scope> {
+        self.scope_at(node).0
+    }
+
+    // Also the commit that all scopes have.
+    fn scope_at(&self, node: &NodeView<'_>) -> (Arc<Scope>, u64) {
         let mut state = self.lock();
         let State {
             catalog, scopes, ..
@@ -212,7 +229,7 @@ impl Plane {
         let scope = scopes
             .entry(key.clone())
             .or_insert_with(|| Arc::new(Scope::new(key, view)));
-        Arc::clone(scope)
+        (Arc::clone(scope), catalog.generation())
     }
 
     /// Brings a client to the scope that it belongs to.
@@ -220,7 +237,8 @@ impl Plane {
         loop {
             // Scopes that move from here on either ring the client, or are seen to have moved.
             let moves = self.moves.load(Ordering::SeqCst);
-            client.move_to(&self.scope_of(node), now);
+            let (scope, generation) = self.scope_at(node);
+            client.move_to(&scope, generation, &self.convergence, now);
             if self.moves.load(Ordering::SeqCst) == moves {
                 return;
             }

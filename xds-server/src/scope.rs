@@ -10,7 +10,7 @@
 //! place that goes the other way (`bring_along`) tries and does not wait.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::Context;
 
@@ -21,6 +21,7 @@ use isthmus_xds_core::{ScopeKey, Stream, View};
 use roaring::RoaringBitmap;
 
 use crate::clients::Client;
+use crate::convergence::Convergence;
 use crate::interest::{InterestIndex, Slot};
 
 /// Changes after which streams that wanted none of them let go of the view that they hold, at
@@ -71,13 +72,23 @@ impl Scope {
     }
 
     /// Puts the next view in place and wakes the streams that want any of what changed.
-    pub(crate) fn announce(&self, view: Arc<View>, changes: &[ResourceChange]) -> Announced {
+    pub(crate) fn announce(
+        &self,
+        view: Arc<View>,
+        changes: &[ResourceChange],
+        convergence: &Convergence,
+    ) -> Announced {
         let mut members = self.lock();
         let wanting = members.index.wanting(changes);
+        let generation = view.generation();
+        let concerned = union(wanting.values());
+        // Before anybody can answer.
+        convergence.owe(generation, &concerned, wanting);
         let previous = self.replace_view(view);
         let mut woken = 0;
-        for slot in &union(wanting.into_values()) {
+        for slot in &concerned {
             if let Some(client) = members.clients.get(&slot) {
+                client.bell.owe(generation);
                 woken += usize::from(client.bell.ring_change(&previous));
             }
         }
@@ -87,6 +98,16 @@ impl Scope {
             self.bring_along(&members);
         }
         Announced { woken }
+    }
+
+    /// Notes that every stream will have to look up its scope again.
+    pub(crate) fn owe_move(&self, generation: u64, convergence: &Convergence) {
+        let members = self.lock();
+        let streams: RoaringBitmap = members.clients.keys().collect();
+        convergence.owe_move(generation, &streams);
+        for client in members.clients.values() {
+            client.bell.owe(generation);
+        }
     }
 
     /// Has every stream look up its scope again.
@@ -148,8 +169,9 @@ impl Scope {
     }
 }
 
-fn union(sets: impl Iterator<Item = RoaringBitmap>) -> RoaringBitmap {
-    sets.reduce(|all, set| all | set).unwrap_or_default()
+fn union<'a>(mut sets: impl Iterator<Item = &'a RoaringBitmap>) -> RoaringBitmap {
+    let first = sets.next().cloned().unwrap_or_default();
+    sets.fold(first, |all, set| all | set)
 }
 
 /// Where a stream is rung when there is something for it.
@@ -160,6 +182,8 @@ pub(crate) struct Bell {
     // The last view before the first change that the stream was rung for and has not looked at:
     // up to there nothing concerns it.
     unconcerned: Mutex<Option<Arc<View>>>,
+    // The newest commit that somebody waits for the stream to answer.
+    owed: AtomicU64,
 }
 
 const CHANGE: u8 = 1;
@@ -193,6 +217,16 @@ impl Bell {
     pub(crate) fn take_change(&self) -> Option<Arc<View>> {
         // If another ring was taken together with the view, the newest was read after both.
         self.take(CHANGE).then(|| self.lock().take()).flatten()
+    }
+
+    /// The newest commit that the stream was ever rung for.
+    pub(crate) fn owed(&self) -> u64 {
+        self.owed.load(Ordering::Acquire)
+    }
+
+    // Called before the ring, in the order of commits.
+    fn owe(&self, generation: u64) {
+        self.owed.store(generation, Ordering::Release);
     }
 
     pub(crate) fn has_change(&self) -> bool {

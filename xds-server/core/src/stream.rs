@@ -337,6 +337,15 @@ impl Stream {
             .all(|state| state.is_answered() && !state.has_breaks())
     }
 
+    /// Generation up to which the client has all that it wants of a type and has answered it, type
+    /// by type: that of the view, unless something is unsent, unanswered or held back. What it
+    /// refused counts as answered; [`Event::Nacked`] told of it.
+    pub fn answered_through(&self) -> impl Iterator<Item = (&TypeUrl, u64)> {
+        let newest = self.view.generation();
+        let through = move |state: &TypeState| state.answered_through(newest);
+        self.urls.iter().zip(self.states.iter().map(through))
+    }
+
     fn type_of(&self, request: &Request) -> Result<TypeUrl, RequestError> {
         match &self.options.only_type {
             None if request.type_url.is_empty() => Err(RequestError::NoTypeUrl),

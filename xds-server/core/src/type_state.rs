@@ -37,6 +37,8 @@ pub(crate) struct TypeState {
     pending_since: Option<Duration>,
     in_flight: VecDeque<InFlight>,
     acked_generation: Option<u64>,
+    // Generation of the newest accepted response that left nothing to be sent.
+    whole_generation: u64,
     refusal: Option<Refusal>,
 }
 
@@ -62,6 +64,8 @@ struct InFlight {
     nonce: u64,
     generation: u64,
     sent_at: Duration,
+    // Nothing was left to be sent after it.
+    is_whole: bool,
 }
 
 /// The client's last word on a type, if it was a refusal.
@@ -118,6 +122,7 @@ impl TypeState {
             pending_since: None,
             in_flight: VecDeque::new(),
             acked_generation: None,
+            whole_generation: 0,
             refusal: None,
         }
     }
@@ -140,6 +145,9 @@ impl TypeState {
             return Answer::Nack(refusal);
         }
         self.acked_generation = Some(generation);
+        if sent.is_whole {
+            self.whole_generation = generation;
+        }
         self.refusal = None;
         Answer::Ack {
             generation,
@@ -326,6 +334,15 @@ impl TypeState {
         self.is_answered() && self.refusal.is_none()
     }
 
+    /// Generation up to which the client answered all that it wants, if the view is of `newest`.
+    pub(crate) fn answered_through(&self, newest: u64) -> u64 {
+        if self.is_answered() && !self.has_breaks() {
+            newest
+        } else {
+            self.whole_generation
+        }
+    }
+
     /// Whether the client refused what it was sent last.
     pub(crate) fn refusal(&self) -> Option<&Refusal> {
         self.refusal.as_ref()
@@ -472,6 +489,7 @@ impl TypeState {
             nonce,
             generation: self.base.generation(),
             sent_at: now,
+            is_whole: !self.has_makes() && !self.has_breaks(),
         });
     }
 

@@ -105,7 +105,7 @@ impl Session {
         };
         let scope = opening.plane.scope_of(&node.view());
         let introduction = Introduction {
-            node_id: node.id.clone(),
+            node_id: node.id.as_str().into(),
             node_cluster: node.cluster.clone(),
             node: node.encoded.clone(),
             user_agent: node.user_agent.clone(),
@@ -166,7 +166,7 @@ impl Session {
         }
         // Until the body has taken the last response, nothing newer is made: it will merge.
         while outbound.is_vacant() {
-            let turn = client.take_turn(self.opened.elapsed());
+            let turn = client.take_turn(&self.plane.convergence, self.opened.elapsed());
             if let Some(response) = turn.response {
                 self.plane.metrics.count_response(&response);
                 outbound.put(response);
@@ -183,7 +183,8 @@ impl Session {
 
     fn handle(&mut self, request: &Request) -> Result<(), Ended> {
         let now = self.opened.elapsed();
-        let events = self.membership.client().handle_request(request, now)?;
+        let client = self.membership.client();
+        let events = client.handle_request(request, &self.plane.convergence, now)?;
         if request.nonce.is_empty() {
             self.plane.metrics.count_subscription(&request.type_url);
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use isthmus_xds_core::Name;
 use isthmus_xds_core::catalog::{CommitError, Published, Source, StoredDocument};
@@ -72,6 +73,7 @@ impl Plane {
     ///
     /// Returns [`RollbackError`] if that is impossible or pointless.
     pub fn rollback(&self, to: u64) -> Result<u64, RollbackError> {
+        let at = Instant::now();
         let mut state = self.lock();
         let wanted = state.history.find(to).ok_or(RollbackError::NotKept(to))?;
         let newest = state.history.newest().ok_or(RollbackError::NotKept(to))?;
@@ -93,7 +95,7 @@ impl Plane {
             spoken: BTreeSet::new(),
         });
         self.metrics.count_rollback();
-        self.announce(state, &published);
+        self.announce(state, &published, at);
         Ok(generation)
     }
 
@@ -104,6 +106,7 @@ impl Plane {
     ///
     /// Returns [`RollbackError::NotPinned`] if none is in force.
     pub fn release(&self) -> Result<u64, RollbackError> {
+        let at = Instant::now();
         let mut state = self.lock();
         let pin = state.pin.clone().ok_or(RollbackError::NotPinned)?;
         let has_spoken = |it: &StoredDocument| pin.spoken.contains(&it.source());
@@ -113,7 +116,7 @@ impl Plane {
         let provenance = pin.displaced.provenance();
         let published = state.restore(kept.chain(back), Cause::Release, &provenance)?;
         state.pin = None;
-        self.announce(state, &published);
+        self.announce(state, &published, at);
         Ok(published.generation)
     }
 

@@ -13,11 +13,14 @@ use isthmus_proto::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use isthmus_xds_core::catalog::Draft;
 use isthmus_xds_core::stream::{Peer, StreamOptions};
 use isthmus_xds_core::type_rules::{CLUSTER, ENDPOINT, VIRTUAL_HOST};
-use isthmus_xds_core::{Commit, Document, Extras, Name, Request, Source, TypeUrl, Variant};
+use isthmus_xds_core::{
+    Commit, Document, Extras, Name, Request, Response, Source, TypeUrl, Variant,
+};
 use prost::Message;
 
 use super::*;
 use crate::clients::{Introduction, Membership};
+use crate::convergence::Outcome;
 use crate::plane::Plane;
 use crate::transport::ConnectedPeer;
 
@@ -43,13 +46,13 @@ fn document(name: &str, node: Option<&str>, resources: Vec<Draft>) -> Document {
     }
 }
 
-fn patch(plane: &Plane, drafts: Vec<Draft>) {
+fn patch(plane: &Plane, drafts: Vec<Draft>) -> u64 {
     let commit = Commit::new(Source::CONFIG_DIR).patch("d", drafts, Vec::new());
-    plane.commit(commit).expect("it can be");
+    plane.commit(commit).expect("it can be").generation
 }
 
-fn publish(plane: &Plane, documents: Vec<Document>) {
-    plane.publish(documents).expect("it can be");
+fn publish(plane: &Plane, documents: Vec<Document>) -> u64 {
+    plane.publish(documents).expect("it can be")
 }
 
 fn with_node<T>(id: &str, act: impl FnOnce(&NodeView<'_>) -> T) -> T {
@@ -103,7 +106,7 @@ impl Session {
             identifier: "test".into(),
         };
         let introduction = Introduction {
-            node_id: node.to_owned(),
+            node_id: node.into(),
             node_cluster: String::new(),
             node: Bytes::new(),
             user_agent: String::new(),
@@ -143,8 +146,18 @@ impl Session {
 
     fn request(&self, request: &Request) {
         let client = self.membership.client();
-        let handled = client.handle_request(request, self.opened.elapsed());
+        let handled =
+            client.handle_request(request, &self.plane.convergence, self.opened.elapsed());
         handled.expect("the request is a valid one");
+    }
+
+    fn answer(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
+        self.request(&Request {
+            type_url: response.type_url.clone(),
+            nonce: response.nonce.clone(),
+            error: error.map(ToOwned::to_owned),
+            ..Request::default()
+        });
     }
 
     // What a session's poll does: takes all there is, and answers it. Returns what came, as
@@ -158,31 +171,37 @@ impl Session {
             with_node(&self.node, |node| self.plane.place(&client, node, now));
         }
         let mut came = Vec::new();
-        while let Some(response) = client.take_turn(self.opened.elapsed()).response {
-            let bytes = response.pieces.concat();
-            let response = DeltaDiscoveryResponse::decode(&*bytes).unwrap();
-            let type_url = response.type_url;
-            for resource in response.resources {
+        while let Some(response) = self.take() {
+            let response = decode(&response);
+            let type_url = response.type_url.clone();
+            for resource in response.resources.clone() {
                 came.push(format!("{} {}", short(&type_url), resource.name));
                 let value = resource.resource.unwrap_or_default().value;
                 self.held.insert((type_url.clone(), resource.name), value);
             }
-            for name in response.removed_resources {
+            for name in response.removed_resources.clone() {
                 came.push(format!("{} -{name}", short(&type_url)));
                 self.held.remove(&(type_url.clone(), name));
             }
-            self.request(&Request {
-                type_url,
-                nonce: response.nonce,
-                ..Request::default()
-            });
+            self.answer(&response, None);
         }
         came
+    }
+
+    fn take(&self) -> Option<Response> {
+        let (client, convergence) = (self.membership.client(), &self.plane.convergence);
+        client
+            .take_turn(convergence, self.opened.elapsed())
+            .response
     }
 
     fn rings(&self) -> usize {
         self.ear.rings.load(Ordering::SeqCst)
     }
+}
+
+fn decode(response: &Response) -> DeltaDiscoveryResponse {
+    DeltaDiscoveryResponse::decode(&*response.pieces.concat()).unwrap()
 }
 
 fn short(type_url: &str) -> &'static str {
@@ -425,6 +444,163 @@ fn a_stream_that_wants_nothing_of_it_holds_no_old_view() {
     assert_eq!(session.rings(), 0);
     patch(&plane, vec![draft(ENDPOINT, "a", "2")]);
     assert_eq!(session.run(), ["eds a"]);
+}
+
+fn endpoint(name: &str, value: &str) -> Vec<Draft> {
+    vec![draft(ENDPOINT, name, value)]
+}
+
+fn numbers(plane: &Plane, generation: u64) -> (u64, u64, u64, u64) {
+    let it = plane.convergence.progress(generation).unwrap();
+    (it.needed, it.accepted, it.refusals, it.pending)
+}
+
+#[test]
+fn a_change_is_needed_by_those_who_want_it_and_converges_when_they_accept_it() {
+    let plane = Arc::new(Plane::new());
+    publish(&plane, vec![document("d", None, endpoint("a", "1"))]);
+    let mut first = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
+    let mut second = Session::subscribed(&plane, "m", ENDPOINT, &["*"]);
+    let _other = Session::subscribed(&plane, "o", ENDPOINT, &["b"]);
+    let mut answers = plane.convergence.answers();
+    let generation = patch(&plane, endpoint("a", "2"));
+    let watched = plane.convergence.watch(generation).unwrap();
+    assert_eq!(numbers(&plane, generation), (2, 0, 0, 2));
+
+    first.run();
+    assert_eq!(numbers(&plane, generation), (2, 1, 0, 1));
+    assert!(!watched.borrow().is_converged);
+    second.run();
+    assert_eq!(numbers(&plane, generation), (2, 2, 0, 0));
+    assert!(watched.borrow().is_converged);
+    let nodes = std::iter::from_fn(|| answers.try_recv().ok()).map(|it| {
+        (
+            it.node_id.to_string(),
+            it.type_url.as_deref() == Some(ENDPOINT),
+            it.outcome,
+        )
+    });
+    let accepted = |node: &str| (node.to_owned(), true, Outcome::Accepted);
+    assert_eq!(nodes.collect::<Vec<_>>(), [accepted("n"), accepted("m")]);
+
+    let text = plane.metrics.render().unwrap();
+    for line in [
+        r#"isthmus_xds_change_to_ack_seconds_count{type="eds"} 2"#,
+        "isthmus_xds_change_converged_seconds_count 1",
+        "isthmus_xds_change_bytes_count 1",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
+#[test]
+fn changes_that_merge_are_answered_together_and_those_that_come_to_nothing_at_once() {
+    let plane = Arc::new(Plane::new());
+    publish(&plane, vec![document("d", None, endpoint("a", "1"))]);
+    let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
+    let patch = |value| patch(&plane, endpoint("a", value));
+    let (there, further) = (patch("2"), patch("3"));
+    assert_eq!(session.run(), ["eds a"]);
+    assert_eq!(numbers(&plane, there), (1, 1, 0, 0));
+    assert_eq!(numbers(&plane, further), (1, 1, 0, 0));
+
+    let (there, back) = (patch("4"), patch("3"));
+    assert!(session.run().is_empty());
+    assert_eq!(numbers(&plane, there), (1, 1, 0, 0));
+    assert_eq!(numbers(&plane, back), (1, 1, 0, 0));
+    let nothing = patch("3");
+    assert_eq!(nothing, back, "nothing is no commit");
+    assert_eq!(numbers(&plane, nothing), (1, 1, 0, 0));
+}
+
+#[test]
+fn a_client_that_is_never_done_still_answers_what_it_was_sent() {
+    let plane = Arc::new(Plane::new());
+    publish(&plane, vec![document("d", None, endpoint("a", "0"))]);
+    let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
+    session.run();
+    let patch = |value: u64| patch(&plane, endpoint("a", &value.to_string()));
+    // Each change comes before the answer to the last one.
+    let mut last = patch(1);
+    let mut sent = decode(&session.take().unwrap());
+    for value in 2..10 {
+        let next = patch(value);
+        session.answer(&sent, None);
+        assert_eq!(numbers(&plane, last), (1, 1, 0, 0));
+        assert_eq!(numbers(&plane, next), (1, 0, 0, 1));
+        sent = decode(&session.take().unwrap());
+        last = next;
+    }
+}
+
+#[test]
+fn a_refusal_is_kept_in_the_clients_words_and_does_not_converge() {
+    let plane = Arc::new(Plane::new());
+    publish(&plane, vec![document("d", None, endpoint("a", "1"))]);
+    let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
+    session.run();
+    let bad = patch(&plane, endpoint("a", "2"));
+    let response = decode(&session.take().unwrap());
+    session.answer(&response, Some("bad endpoint"));
+    session.run();
+    let progress = plane.convergence.progress(bad).unwrap();
+    assert_eq!(numbers(&plane, bad), (1, 0, 1, 0));
+    assert!(!progress.is_converged);
+    let refused = &progress.refused[0];
+    assert_eq!((&*refused.node_id, &*refused.type_url), ("n", ENDPOINT));
+    assert_eq!(&*refused.message, "bad endpoint");
+
+    let good = patch(&plane, endpoint("a", "3"));
+    session.run();
+    assert_eq!(numbers(&plane, good), (1, 1, 0, 0));
+    assert_eq!(numbers(&plane, bad), (1, 0, 1, 0));
+}
+
+#[test]
+fn nobody_waits_for_a_client_that_left_and_its_number_owes_nothing() {
+    let plane = Arc::new(Plane::new());
+    publish(&plane, vec![document("d", None, endpoint("a", "1"))]);
+    let mut stays = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
+    let leaves = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
+    let generation = patch(&plane, endpoint("a", "2"));
+    drop(leaves);
+    assert_eq!(numbers(&plane, generation), (1, 0, 0, 1));
+    // It takes the number of the one that left.
+    let mut next = Session::subscribed(&plane, "n", ENDPOINT, &["a"]);
+    next.run();
+    assert_eq!(numbers(&plane, generation), (1, 0, 0, 1));
+    stays.run();
+    assert_eq!(numbers(&plane, generation), (1, 1, 0, 0));
+}
+
+#[test]
+fn a_client_that_moves_to_other_documents_needs_the_commit_that_moved_it() {
+    let plane = Arc::new(Plane::new());
+    let documents = |id: &str, value: &str| {
+        vec![
+            document("all", None, endpoint("a", value)),
+            document("some", Some(id), endpoint("b", "1")),
+        ]
+    };
+    publish(&plane, documents("nobody", "1"));
+    let mut goer = Session::subscribed(&plane, "n", ENDPOINT, &["*"]);
+    let mut stayer = Session::subscribed(&plane, "m", ENDPOINT, &["*"]);
+    let moved = publish(&plane, documents("n", "1"));
+    assert_eq!(
+        numbers(&plane, moved),
+        (2, 0, 0, 2),
+        "until they have looked"
+    );
+    stayer.run();
+    assert_eq!(numbers(&plane, moved), (1, 0, 0, 1), "it gets what it got");
+    goer.run();
+    assert_eq!(numbers(&plane, moved), (1, 1, 0, 0));
+
+    let both = publish(&plane, documents("nobody", "2"));
+    stayer.run();
+    goer.run();
+    assert_eq!(numbers(&plane, both), (2, 2, 0, 0));
+    assert!(plane.convergence.progress(both).unwrap().is_converged);
 }
 
 // Clients change what they want while what they want changes, and then sleep until they are

@@ -64,3 +64,42 @@ fn a_stream_is_at_rest_when_nothing_is_sent_unanswered_or_held_back() {
     client.nack(&route, "no");
     assert!(!client.is_at_rest(), "and waits on");
 }
+
+#[test]
+fn a_generation_is_answered_when_nothing_of_it_is_left_even_if_a_newer_one_is() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1"), (ENDPOINT, "e", "1")]));
+    client.ask(CLUSTER, &["*"]);
+    client.ask(ENDPOINT, &["e"]);
+    client.settle();
+    client.publish(plane.publish(&[(CLUSTER, "a", "2"), (ENDPOINT, "e", "1")]));
+    assert_eq!(client.answered_through(CLUSTER), Some(1));
+    assert_eq!(client.answered_through(ENDPOINT), Some(2), "nothing of it");
+    let second = only(client.receive());
+    client.publish(plane.publish(&[(CLUSTER, "a", "3"), (ENDPOINT, "e", "1")]));
+    assert_eq!(client.answered_through(CLUSTER), Some(1), "not answered");
+    client.ack(&second);
+    assert_eq!(client.answered_through(CLUSTER), Some(2));
+    client.settle();
+    assert_eq!(client.answered_through(CLUSTER), Some(3));
+}
+
+#[test]
+fn a_generation_that_was_split_is_answered_with_its_last_part() {
+    let mut plane = Plane::default();
+    let large = "x".repeat(2_000_000);
+    let mut client = Client::delta(plane.publish(&[]));
+    client.ask(ENDPOINT, &["*"]);
+    client.settle();
+    client.publish(plane.publish(&[(ENDPOINT, "a", &large), (ENDPOINT, "b", &large)]));
+    let first = only(client.receive());
+    client.publish(plane.publish(&[
+        (ENDPOINT, "a", &large),
+        (ENDPOINT, "b", &large),
+        (ENDPOINT, "c", "1"),
+    ]));
+    client.ack(&first);
+    assert!(client.answered_through(ENDPOINT) < Some(2), "b is not sent");
+    client.settle();
+    assert_eq!(client.answered_through(ENDPOINT), Some(3));
+}

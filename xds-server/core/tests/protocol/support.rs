@@ -213,6 +213,12 @@ impl Client {
         self.stream.is_at_rest()
     }
 
+    /// Generation up to which a type is answered.
+    pub(crate) fn answered_through(&self, type_url: &str) -> Option<u64> {
+        let mut types = self.stream.answered_through();
+        types.find_map(|(url, through)| (**url == *type_url).then_some(through))
+    }
+
     /// Each resource as `name=status`, with `-` before those that do not exist.
     pub(crate) fn config_status(&self) -> Vec<String> {
         let rows = self.stream.config_status();
