@@ -51,6 +51,8 @@ pub mod map {
 pub mod program {
     /// `cgroup/connect4`: decides and rewrites the destination. Linux 4.17.
     pub const CONNECT4: &str = "isthmus_connect4";
+    /// `cgroup/getpeername4`: shows a caller what it dialled. Linux 5.8.
+    pub const GETPEERNAME4: &str = "isthmus_getpeername4";
     /// `cgroup/getsockopt`: answers `SO_ORIGINAL_DST`. Linux 5.3.
     pub const GETSOCKOPT: &str = "isthmus_getsockopt";
     /// `sock_ops`: pairs the two ends of a connection. Linux 4.13; its netns cookie 5.15.
@@ -62,7 +64,7 @@ pub mod program {
     pub const PARKED: &str = "isthmus_parked";
 
     /// Every attached program, in the order in which they are attached.
-    pub const ALL: [&str; 4] = [SK_MSG, SOCK_OPS, GETSOCKOPT, CONNECT4];
+    pub const ALL: [&str; 5] = [SK_MSG, SOCK_OPS, GETSOCKOPT, GETPEERNAME4, CONNECT4];
 }
 
 /// Names of the `u32` globals that the loader sets from the running kernel's BTF. A field that the

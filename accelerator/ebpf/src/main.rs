@@ -5,6 +5,7 @@
 //!  connect(2) ─▶ connect4 ── rewrites ─▶ SYN ─▶ sockops ── pairs the ends ─▶ SOCKETS
 //!  send(2)    ─▶ skmsg ── latch ─▶ reader's queue, or TCP
 //!  getsockopt(SO_ORIGINAL_DST) ─▶ getsockopt ── SOCKET_STATE
+//!  getpeername(2) ─▶ getpeername4 ── SOCKET_STATE
 //! ```
 //!
 //! Invariant: every miss passes. A program never refuses, delays or drops anything, whatever is
@@ -14,6 +15,7 @@
 
 mod connect4;
 mod counters;
+mod getpeername4;
 mod getsockopt;
 mod kernel;
 mod latch;

@@ -121,7 +121,7 @@ fn nothing_is_left_after_a_detach() {
     let pin_dir = fixture.pin_dir.clone();
     let kinds = [("prog", "programs"), ("map", "maps"), ("link", "links")];
     let ours = kinds.map(|(kind, subdir)| (kind, pinned(&pin_dir, kind, subdir)));
-    assert_eq!(ours.each_ref().map(|(_, ids)| ids.len()), [5, 12, 3]);
+    assert_eq!(ours.each_ref().map(|(_, ids)| ids.len()), [6, 12, 4]);
 
     detach(&pin_dir).expect("it can be removed");
     // The handles of this process are the last that hold the maps.

@@ -64,6 +64,8 @@ fn connections_follow_the_rules_of_their_pod() {
     for (name, uid, gid, to, is_redirected) in cases {
         let connect = move || TcpStream::connect(to).expect("somebody listens");
         let client = pod.spawn_as(uid, gid, connect).join().expect(name);
+        let shown = client.peer_addr().expect(name);
+        assert_eq!(shown, to.into(), "{name}: X3, what was dialled");
         if is_redirected {
             let (accepted, _) = proxy.accept().expect(name);
             assert_eq!(original_dst(&accepted).expect(name), to, "{name}");
@@ -91,8 +93,15 @@ fn a_proxy_reaches_the_inbound_listener_of_another_pod() {
     fixture.add_pod(&server);
     let inbound = server.listen(PROXY, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 15_006));
     let to = SocketAddrV4::new(server.addr, 8080);
-    let _dialled = client.connect(PROXY, to).expect("15006 listens");
+    let dialled = client.connect(PROXY, to).expect("15006 listens");
+    assert_eq!(dialled.peer_addr().expect("it is connected"), to.into());
     let (accepted, from) = inbound.accept().expect("a connection");
+    let seen = accepted.peer_addr().expect("it is connected");
+    assert_eq!(
+        seen,
+        dialled.local_addr().expect("it is bound"),
+        "the accepting end sees who it is"
+    );
     assert_eq!(original_dst(&accepted).expect("it was redirected"), to);
     assert_eq!(from.ip(), client.addr, "the source stays");
 }

@@ -43,6 +43,7 @@ impl Hook {
     pub(crate) fn of(name: &'static str) -> Self {
         match name {
             program::CONNECT4 => Self::Cgroup(AttachType::CgroupInet4Connect),
+            program::GETPEERNAME4 => Self::Cgroup(AttachType::CgroupInet4Getpeername),
             program::GETSOCKOPT => Self::Cgroup(AttachType::CgroupGetsockopt),
             program::SOCK_OPS => Self::Cgroup(AttachType::CgroupSockOps),
             program::SK_MSG => Self::Sockmap(AttachType::SkMsgVerdict),
@@ -53,6 +54,7 @@ impl Hook {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Cgroup(AttachType::CgroupInet4Connect) => "cgroup/connect4",
+            Self::Cgroup(AttachType::CgroupInet4Getpeername) => "cgroup/getpeername4",
             Self::Cgroup(AttachType::CgroupGetsockopt) => "cgroup/getsockopt",
             Self::Cgroup(_) => "sock_ops",
             Self::Sockmap(_) => "sk_msg",

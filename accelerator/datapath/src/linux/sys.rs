@@ -31,6 +31,7 @@ pub(crate) enum AttachType {
     SkMsgVerdict = 7,
     CgroupInet4Connect = 10,
     CgroupGetsockopt = 21,
+    CgroupInet4Getpeername = 29,
 }
 
 /// What the kernel says about a program.

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! `cgroup/getpeername4`: a caller sees the address that it dialled, as it does behind NAT.
+
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use isthmus_accel_abi::SocketFlags;
+
+use crate::maps::SOCKET_STATE;
+
+const ALLOW: i32 = 1;
+
+/// Shows the original destination to the end that dialled it (row X3). Linux 5.10 (socket storage).
+#[cgroup_sock_addr(getpeername4)]
+pub fn isthmus_getpeername4(ctx: SockAddrContext) -> i32 {
+    let addr = ctx.sock_addr;
+    // SAFETY: a read of a context field of its own width.
+    let sk = unsafe { read_volatile(addr_of!((*addr).__bindgen_anon_1.sk)) };
+    if sk.is_null() {
+        return ALLOW;
+    }
+    let state = SOCKET_STATE.of(sk);
+    if state.is_null() {
+        return ALLOW;
+    }
+    // SAFETY: not null, so it is this socket's state.
+    let (original, flags) = unsafe { ((*state).original, (*state).flags) };
+    // The accepting end has an original destination as well, and its peer is who it is.
+    if !flags.has(SocketFlags::HAS_ORIGINAL_DST.with(SocketFlags::HAS_CONNECTED)) {
+        return ALLOW;
+    }
+    let [.., a, b, c, d] = original.addr;
+    // SAFETY: writes of context fields of their own width; volatile, so that the compiler does not
+    // merge them into one that the verifier refuses.
+    unsafe {
+        write_volatile(
+            addr_of_mut!((*addr).user_ip4),
+            u32::from_ne_bytes([a, b, c, d]),
+        );
+        write_volatile(
+            addr_of_mut!((*addr).user_port),
+            u16::from_ne_bytes(original.port).into(),
+        );
+    }
+    ALLOW
+}
