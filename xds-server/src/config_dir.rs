@@ -11,6 +11,9 @@
 //! * Documents of all files together are one set; how they are spread over files means nothing.
 //! * A `metadata.name` is given once. A resource, by type and name, is given once to any one client: two
 //!   documents may both give it if their selectors cannot match the same client.
+//! * A resource is a message with `@type`, or an `envoy.service.discovery.v3.Resource` around one: for aliases, for
+//!   a time to live, and for a message that has no name. A type that no descriptor is known of is given as JSON
+//!   gives bytes: `{"@type": type.googleapis.com/some.Type, value: BASE64}`.
 //! * A selector that no client matches is no error: clients come and go.
 //! * A directory without configuration files is an error, as is a file without a document. Both are what
 //!   replacing a directory or a file looks like halfway. A document with `resources: []` serves nothing
@@ -31,10 +34,12 @@ mod suggest;
 mod unique;
 mod warning;
 pub mod watch;
+mod wrapper;
 mod yaml;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use isthmus_api::envoy_resources::Selector;
@@ -79,6 +84,10 @@ pub struct LoadedResource {
     /// The canonical protobuf encoding of the message, which is an `Any`'s `value`: equal documents give
     /// equal bytes, always.
     pub value: Bytes,
+    /// Other names under which clients may ask for it.
+    pub aliases: Vec<Arc<str>>,
+    /// How long a client may go on using it unheard of.
+    pub ttl: Option<Duration>,
     /// Where it is written.
     pub origin: Origin,
 }

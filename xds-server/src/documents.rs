@@ -67,7 +67,8 @@ fn draft(resource: &LoadedResource) -> Draft {
         value: resource.value.clone(),
         extras: Extras {
             endpoints: endpoints_of(&resource.type_url, &resource.name, &resource.value),
-            ..Extras::default()
+            aliases: resource.aliases.clone(),
+            ttl: resource.ttl,
         },
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use isthmus_proto::descriptor_pool;
 use isthmus_xds::config_dir::{self, LoadedConfig, LoadedDocument, limits, read_text};
@@ -476,4 +476,95 @@ fn a_directory_that_is_not_there_is_named() {
         errors[0].to_string(),
         "/nonexistent/conf: the directory cannot be read: entity not found"
     );
+}
+
+#[test]
+fn a_wrapper_says_what_a_message_cannot() {
+    let config = read_text(
+        "a.yaml",
+        r#"
+apiVersion: isthmus.io/v1alpha1
+kind: EnvoyResources
+metadata: {name: a}
+spec:
+  resources:
+    - "@type": type.googleapis.com/envoy.service.discovery.v3.Resource
+      name: main/shop
+      aliases: [main/shop.example.org]
+      ttl: 2.5s
+      resource:
+        "@type": type.googleapis.com/envoy.config.route.v3.VirtualHost
+        name: shop
+        domains: ["shop.example.org"]
+    - "@type": type.googleapis.com/envoy.service.discovery.v3.Resource
+      name: xdstp://example.org/envoy.config.cluster.v3.Cluster/shop?b=2&a=1
+      resource: {"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: shop}
+    - "@type": type.googleapis.com/envoy.service.discovery.v3.Resource
+      resource: {"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: same}
+    - "@type": type.googleapis.com/envoy.service.discovery.v3.Resource
+      name: backend-1
+      resource:
+        "@type": type.googleapis.com/envoy.config.endpoint.v3.LbEndpoint
+        endpointName: backend-1
+    - {"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: same-as-bare}
+    - "@type": type.googleapis.com/envoy.service.discovery.v3.Resource
+      name: same-as-wrapped
+      resource: {"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: same-as-wrapped}
+"#,
+    )
+    .expect("it is right");
+    let resources = &config[0].resources;
+    let names: Vec<&str> = resources.iter().map(|it| &*it.name).collect();
+    let canonical = "xdstp://example.org/envoy.config.cluster.v3.Cluster/shop?a=1&b=2";
+    let others = ["same", "backend-1", "same-as-bare", "same-as-wrapped"];
+    assert_eq!(names, [&["main/shop", canonical][..], &others].concat());
+    let host = &resources[0];
+    assert_eq!(
+        &*host.type_url,
+        "type.googleapis.com/envoy.config.route.v3.VirtualHost"
+    );
+    assert_eq!(host.aliases, ["main/shop.example.org".into()]);
+    assert_eq!(host.ttl, Some(Duration::from_millis(2500)));
+    assert_eq!(
+        (&resources[4].aliases, resources[4].ttl),
+        (&Vec::new(), None)
+    );
+    assert_eq!(
+        &resources[5].value[..],
+        b"\x0a\x0fsame-as-wrapped",
+        "nothing of the wrapper"
+    );
+}
+
+#[test]
+fn a_type_without_descriptors_is_its_bytes() {
+    let config = read_text(
+        "a.yaml",
+        r#"
+apiVersion: isthmus.io/v1alpha1
+kind: EnvoyResources
+metadata: {name: a}
+spec:
+  resources:
+    - "@type": type.googleapis.com/envoy.service.discovery.v3.Resource
+      name: policy
+      resource: {"@type": type.googleapis.com/acme.v1.Policy, value: AAEC}
+    - "@type": type.googleapis.com/envoy.config.cluster.v3.Cluster
+      name: extended
+      typedExtensionProtocolOptions:
+        acme.options: {"@type": type.googleapis.com/acme.v1.Options, value: CAE=}
+"#,
+    )
+    .expect("it is right");
+    let [policy, extended] = &*config[0].resources else {
+        panic!("two resources: {config:?}");
+    };
+    assert_eq!(&*policy.type_url, "type.googleapis.com/acme.v1.Policy");
+    assert_eq!(
+        (&*policy.name, &policy.value[..]),
+        ("policy", &[0, 1, 2][..])
+    );
+    let any = b"type.googleapis.com/acme.v1.Options\x12\x02\x08\x01";
+    let has_any = extended.value.windows(any.len()).any(|it| it == any);
+    assert!(has_any, "{:?}", extended.value);
 }

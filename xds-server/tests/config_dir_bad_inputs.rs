@@ -39,6 +39,7 @@ async fn each_mistake_has_one_clear_line_and_the_last_good_stays() {
         .chain(frames())
         .chain(syntax())
         .chain(resources())
+        .chain(wrappers())
     {
         check(case).await;
     }
@@ -482,7 +483,7 @@ fn resources() -> Vec<Case> {
             name: "a type that is no resource",
             spoil: resource("\"@type\": type.googleapis.com/envoy.config.core.v3.Address"),
             errors: &[
-                r#"bad.yaml:6: document 1 "bad": spec.resources[0] (Address): envoy.config.core.v3.Address has no name that a client could ask for, so it is no resource; write it inside one"#,
+                r#"bad.yaml:6: document 1 "bad": spec.resources[0] (Address): envoy.config.core.v3.Address has no name that a client could ask for; write it inside a resource, or under `resource` of a type.googleapis.com/envoy.service.discovery.v3.Resource that has a `name`"#,
             ],
         },
         Case {
@@ -645,6 +646,106 @@ fn resources() -> Vec<Case> {
                 r#"bad.yaml:8: document 1 "bad": spec.resources[0].connect_timeout (Cluster "bad"): expected a duration as seconds with the suffix s, such as "1.5s", found a string of another form"#,
                 r#"bad.yaml:9: document 1 "bad": spec.resources[0].lb_policy (Cluster "bad"): the number is out of the range of a 32-bit integer (-2147483648 to 2147483647)"#,
                 r#"bad.yaml:10: document 1 "bad": spec.resources[0].foo (Cluster "bad"): unknown field "foo" of envoy.config.cluster.v3.Cluster"#,
+            ],
+        },
+    ]
+}
+
+#[allow(clippy::too_many_lines, reason = "it is a table")]
+fn wrappers() -> Vec<Case> {
+    // Lines below `@type` of the wrapper; the resource is on line 9.
+    let wrapped = |fields: &str| {
+        resource(&format!(
+            "\"@type\": type.googleapis.com/envoy.service.discovery.v3.Resource\n{fields}"
+        ))
+    };
+    let around = |fields: &str| {
+        wrapped(&format!(
+            "{fields}\nresource:\n  \"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\n  name: a\n"
+        ))
+    };
+    vec![
+        Case {
+            name: "a wrapper around nothing",
+            spoil: wrapped("name: a"),
+            errors: &[
+                r#"bad.yaml:6: document 1 "bad": spec.resources[0] (Resource "a"): missing "resource""#,
+            ],
+        },
+        Case {
+            name: "a wrapper with a field that it does not have",
+            spoil: around("alias: [b]"),
+            errors: &[
+                r#"bad.yaml:7: document 1 "bad": spec.resources[0].alias (Cluster "a"): unknown field "alias" of envoy.service.discovery.v3.Resource, did you mean "aliases"?"#,
+            ],
+        },
+        Case {
+            name: "a wrapper that renames what clients look for by its own name",
+            spoil: around("name: b"),
+            errors: &[
+                r#"bad.yaml:7: document 1 "bad": spec.resources[0].name (Cluster "a"): the resource calls itself "a", and clients look for that; give the same name, or leave this one out"#,
+            ],
+        },
+        Case {
+            name: "a version, and a time to live that nobody can keep",
+            spoil: around("version: \"1\"\nttl: 0.5s"),
+            errors: &[
+                r#"bad.yaml:7: document 1 "bad": spec.resources[0].version (Cluster "a"): must not be set: the version is a hash of the content; leave it out"#,
+                r#"bad.yaml:8: document 1 "bad": spec.resources[0].ttl (Cluster "a"): must be at least 1s: clients hear of the resource twice in that time"#,
+            ],
+        },
+        Case {
+            name: "what is for caches and dynamic parameters",
+            spoil: around(
+                "cacheControl: {doNotCache: true}\nresourceName: {name: a}\nmetadata: {}",
+            ),
+            errors: &[
+                r#"bad.yaml:8: document 1 "bad": spec.resources[0].resourceName (Cluster "a"): must not be set: dynamic parameters are not served; give the name under `name`"#,
+                r#"bad.yaml:7: document 1 "bad": spec.resources[0].cacheControl (Cluster "a"): must not be set: it is for caching proxies; leave it out"#,
+                r#"bad.yaml:9: document 1 "bad": spec.resources[0].metadata (Cluster "a"): must not be set: no client reads it; put it into the resource's own metadata"#,
+            ],
+        },
+        Case {
+            name: "aliases that are empty or given already",
+            spoil: around("aliases: [b, \"\", b]"),
+            errors: &[
+                r#"bad.yaml:7: document 1 "bad": spec.resources[0].aliases[1] (Cluster "a"): must not be empty"#,
+                r#"bad.yaml:7: document 1 "bad": spec.resources[0].aliases[2] (Cluster "a"): the name is given already; remove one"#,
+            ],
+        },
+        Case {
+            name: "a wrapper in a wrapper",
+            spoil: wrapped(
+                "resource:\n  \"@type\": type.googleapis.com/envoy.service.discovery.v3.Resource\n  name: a\n",
+            ),
+            errors: &[
+                r#"bad.yaml:8: document 1 "bad": spec.resources[0].resource (Resource "a"): a Resource cannot hold another Resource; write what is in it here"#,
+            ],
+        },
+        Case {
+            name: "a broken rule inside a wrapper",
+            spoil: wrapped(
+                "ttl: 5s\naliases: [b]\nresource:\n  \"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\n  \
+                 name: a\n  connectTimeout: 0s",
+            ),
+            errors: &[
+                r#"bad.yaml:12: document 1 "bad": spec.resources[0].resource.connectTimeout (Cluster "a"): must be greater than 0s"#,
+            ],
+        },
+        Case {
+            name: "a message without a name in a wrapper without one",
+            spoil: wrapped("resource: {\"@type\": type.googleapis.com/acme.Policy, value: AAEC}"),
+            errors: &[
+                r#"bad.yaml:7: document 1 "bad": spec.resources[0].resource: acme.Policy has no name that a client could ask for; write it inside a resource, or under `resource` of a type.googleapis.com/envoy.service.discovery.v3.Resource that has a `name`"#,
+            ],
+        },
+        Case {
+            name: "an unknown type that is not base64",
+            spoil: wrapped(
+                "name: a\nresource: {\"@type\": type.googleapis.com/acme.Policy, value: \"not base64\"}",
+            ),
+            errors: &[
+                r#"bad.yaml:8: document 1 "bad": spec.resources[0].resource.value: expected bytes as a base64 string, found a string that is not base64"#,
             ],
         },
     ]

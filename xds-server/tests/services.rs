@@ -14,7 +14,7 @@ use isthmus_proto::pb::envoy::service::discovery::v3::{
 use isthmus_proto::pb::envoy::service::route::v3::route_discovery_service_client::RouteDiscoveryServiceClient;
 use isthmus_xds::cli::Cli;
 use isthmus_xds::server::Server;
-use isthmus_xds_core::type_rules::{CLUSTER, ROUTE};
+use isthmus_xds_core::type_rules::{CLUSTER, ROUTE, VIRTUAL_HOST};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -368,4 +368,53 @@ async fn n19_a_client_that_does_not_read_gets_the_newest_state_and_no_queue() {
         count <= 9,
         "ten changes went out in {count} responses: the unanswered ones coalesce"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r54_r57_what_a_wrapper_says_reaches_the_client() {
+    let document = r#"
+apiVersion: isthmus.io/v1alpha1
+kind: EnvoyResources
+metadata: {name: edge}
+spec:
+  resources:
+    - "@type": type.googleapis.com/envoy.service.discovery.v3.Resource
+      name: main/shop
+      aliases: [main/shop.example.org]
+      ttl: 60s
+      resource:
+        "@type": type.googleapis.com/envoy.config.route.v3.VirtualHost
+        name: shop
+        domains: ["shop.example.org"]
+    - "@type": type.googleapis.com/envoy.service.discovery.v3.Resource
+      name: policy
+      resource: {"@type": type.googleapis.com/acme.v1.Policy, value: AAEC}
+"#;
+    let running = Running::start(Some(document)).await;
+    let mut client = Delta::open(&running, "a", "", CLUSTER).await;
+    for (type_url, asked, named) in [
+        (VIRTUAL_HOST, "main/shop.example.org", "main/shop"),
+        ("type.googleapis.com/acme.v1.Policy", "policy", "policy"),
+    ] {
+        let request = DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            resource_names_subscribe: vec![asked.to_owned()],
+            ..DeltaDiscoveryRequest::default()
+        };
+        client.requests.send(request).await.unwrap();
+        let mut response = client.next().await;
+        while response.type_url != type_url {
+            client.ack(&response).await;
+            response = client.next().await;
+        }
+        let resource = &response.resources[0];
+        assert_eq!(resource.name, named);
+        assert_eq!(resource.resource.as_ref().unwrap().type_url, type_url);
+        if type_url == VIRTUAL_HOST {
+            assert_eq!(resource.aliases, [asked]);
+            assert_eq!(resource.ttl.unwrap().seconds, 60);
+        } else {
+            assert_eq!(resource.resource.as_ref().unwrap().value, [0, 1, 2]);
+        }
+    }
 }

@@ -40,7 +40,8 @@ pub(super) struct Finding {
 /// A resource as it goes on the wire.
 #[derive(Debug)]
 pub(super) struct Encoded {
-    pub(super) message: MessageDescriptor,
+    /// `None` of a type that no descriptor is known of.
+    pub(super) message: Option<MessageDescriptor>,
     pub(super) type_url: Arc<str>,
     pub(super) value: Vec<u8>,
 }
@@ -63,8 +64,8 @@ pub(super) fn encode_resource(
     let mut value = Vec::new();
     let message = encoder.any_payload(node, &mut value);
     match message {
-        Some((message, _)) if encoder.findings.is_empty() => {
-            let type_url = Arc::from(format!("{TYPE_URL_PREFIX}{}", message.full_name()));
+        Some((message, url)) if encoder.findings.is_empty() => {
+            let type_url = Arc::from(url);
             Ok(Encoded {
                 message,
                 type_url,

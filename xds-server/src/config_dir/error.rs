@@ -8,6 +8,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::validate::requirement::Requirement;
 
@@ -175,14 +176,29 @@ pub enum Problem {
     #[error("missing \"@type\", such as \"type.googleapis.com/envoy.config.cluster.v3.Cluster\"")]
     MissingType,
 
+    /// A wrapper names a resource otherwise than it names itself.
+    #[error(
+        "the resource calls itself {own}, and clients look for that; give the same name, or leave this one out",
+        own = Quoted(.own)
+    )]
+    MisnamedWrapper {
+        /// The name in the message.
+        own: String,
+    },
+
     /// A message of this type cannot be a resource.
     #[error(
-        "{message} has no name that a client could ask for, so it is no resource; write it inside one"
+        "{message} has no name that a client could ask for; write it inside a resource, or under `resource` of a \
+         type.googleapis.com/envoy.service.discovery.v3.Resource that has a `name`"
     )]
     Nameless {
         /// Full name of the type.
         message: String,
     },
+
+    /// A wrapper in a wrapper.
+    #[error("a Resource cannot hold another Resource; write what is in it here")]
+    NestedWrapper,
 
     /// Not a directory, socket, pipe or device: something one can read.
     #[error("not a regular file; remove it or give it another extension")]
@@ -193,6 +209,15 @@ pub enum Problem {
         "the directory holds no .yaml, .yml or .json file; to serve nothing on purpose, write a document with `resources: []`"
     )]
     NoFiles,
+
+    /// A field of a wrapper that is not for people to set.
+    #[error("must not be set: {what}; {remedy}")]
+    NotToBeSet {
+        /// Why.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
 
     /// Not text.
     #[error("not UTF-8 text (byte {offset}); expected YAML or JSON")]
@@ -222,6 +247,10 @@ pub enum Problem {
         reason: String,
     },
 
+    /// An alias is there twice, or is the name.
+    #[error("the name is given already; remove one")]
+    RepeatedAlias,
+
     /// Two listeners of one client want one address.
     #[error(
         "the address {address} is also that of {other}, and one client gets both listeners; change one of the two"
@@ -231,6 +260,13 @@ pub enum Problem {
         address: String,
         /// The listener that comes first.
         other: Origin,
+    },
+
+    /// A time to live that nobody can keep.
+    #[error("must be at least {least:?}: clients hear of the resource twice in that time")]
+    ShortTtl {
+        /// The least.
+        least: Duration,
     },
 
     /// Text that is not YAML.

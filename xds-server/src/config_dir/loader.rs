@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use isthmus_api::API_VERSION;
 use isthmus_api::envoy_resources::{EnvoyResources, KIND};
+use isthmus_xds_core::Name;
+use isthmus_xds_core::xdstp::canonical;
 use prost_reflect::{DescriptorPool, FieldDescriptor};
 use serde::Deserialize;
 
@@ -11,13 +13,14 @@ use crate::validate::path::Step;
 use crate::validate::references::{Binding, Reference, bindings, references};
 use crate::validate::rules::{self, Violation};
 
-use super::encode::{Finding, encode_resource, message_of};
+use super::encode::{Encoded, Finding, TYPE_URL_PREFIX, encode_resource, message_of};
 use super::error::{ConfigError, Origin, Place, Problem, ResourceLabel};
 use super::limits::MAX_ERRORS;
 use super::links::{Link, Links, check_links};
 use super::locate::locate;
 use super::name::{name_field, name_of};
 use super::unique::check_names;
+use super::wrapper::{Opened, body_of, may_be_named_apart, open};
 use super::yaml::{self, Content, Document, Node, SyntaxError, SyntaxReason};
 use super::{LoadedConfig, LoadedDocument, LoadedResource};
 
@@ -207,37 +210,44 @@ impl Loader {
         path: &str,
         links: &mut Links,
     ) -> Result<LoadedResource, Vec<Finding>> {
-        let encoded = encode_resource(self.pool, node, path)?;
-        let message = &encoded.message;
-        let Some(field) = name_field(message) else {
-            let message = message.full_name().to_owned();
-            return Err(vec![Finding {
-                line: node.line,
-                path: path.to_owned(),
-                problem: Problem::Nameless { message },
-            }]);
+        let opened = open(self.pool, node, path)?;
+        let (body, path) = (opened.body, &*opened.path);
+        let encoded = encode_resource(self.pool, body, path)?;
+        let message = encoded.type_url.trim_start_matches(TYPE_URL_PREFIX);
+        let name = name_in(&opened, &encoded).map(Name::from);
+        let violations = match &encoded.message {
+            Some(message) => rules::check(message.full_name(), &encoded.value),
+            None => Vec::new(),
         };
-        let violations = rules::check(message.full_name(), &encoded.value);
-        let name = match check_name(&field, node, path) {
-            Ok(name) if violations.is_empty() => name,
-            Ok(_) => return Err(from_violations(node, path, violations)),
+        let name = match name {
+            Ok(name) if violations.is_empty() => canonical(&name).into_owned(),
+            Ok(_) => return Err(from_violations(body, path, violations)),
             Err(unnamed) => {
+                let Some(field) = encoded.message.as_ref().and_then(name_field) else {
+                    return Err(vec![*unnamed]);
+                };
                 // The rules would say it again.
                 let others = violations.into_iter().filter(|violation| {
                     !matches!(&*violation.path, [Step::Field { name, .. }] if **name == *field.name())
                 });
-                let others = from_violations(node, path, others.collect());
+                let others = from_violations(body, path, others.collect());
                 return Err(std::iter::once(*unnamed).chain(others).collect());
             }
         };
         let label = ResourceLabel {
-            message: message.full_name().into(),
-            name: Some(name.into()),
+            message: message.into(),
+            name: Some(Arc::clone(&name)),
         };
-        links_of(node, path, index, &label, &encoded.value, links);
+        links_of(body, path, index, &label, &encoded.value, links);
+        let aliases = opened
+            .aliases
+            .iter()
+            .map(|alias| canonical(alias).into_owned());
         Ok(LoadedResource {
+            name,
+            aliases: aliases.collect(),
+            ttl: opened.ttl,
             type_url: encoded.type_url,
-            name: name.into(),
             value: encoded.value.into(),
             origin: Origin {
                 file: Arc::clone(&place.file),
@@ -249,8 +259,11 @@ impl Loader {
     }
 
     fn label(&self, node: &Node) -> Option<ResourceLabel> {
+        let outer = node.lookup("name").and_then(Node::text);
+        let node = body_of(node);
         let message = message_of(self.pool, node)?;
-        let name = name_field(&message).and_then(|field| name_of(&field, node).map(Arc::from));
+        let own = name_field(&message).and_then(|field| name_of(&field, node));
+        let name = own.or(outer).map(Arc::from);
         Some(ResourceLabel {
             message: message.full_name().into(),
             name,
@@ -326,6 +339,36 @@ fn take_resources(root: &mut Node) -> Option<Node> {
         return None;
     }
     Some(entries.remove(index).value)
+}
+
+/// The name that clients ask for: that of the wrapper, or the one that the message has.
+fn name_in<'a>(opened: &'a Opened<'_>, encoded: &Encoded) -> Result<&'a str, Box<Finding>> {
+    let Opened { body, path, .. } = opened;
+    let Some(field) = encoded.message.as_ref().and_then(name_field) else {
+        let message = encoded.type_url.trim_start_matches(TYPE_URL_PREFIX);
+        let nameless = || Finding {
+            line: body.line,
+            path: path.clone(),
+            problem: Problem::Nameless {
+                message: message.to_owned(),
+            },
+        };
+        let named = opened.name.as_ref().map(|named| &*named.name);
+        return named.ok_or_else(|| Box::new(nameless()));
+    };
+    let own = check_name(&field, body, path)?;
+    match &opened.name {
+        None => Ok(own),
+        Some(named) if named.name == own => Ok(own),
+        Some(named) if may_be_named_apart(&encoded.type_url, &named.name) => Ok(&named.name),
+        Some(named) => Err(Box::new(Finding {
+            line: named.line,
+            path: named.path.clone(),
+            problem: Problem::MisnamedWrapper {
+                own: own.to_owned(),
+            },
+        })),
+    }
 }
 
 fn check_name<'a>(

@@ -5,6 +5,7 @@
 use prost_reflect::prost_types::Timestamp;
 use prost_reflect::{Kind, MessageDescriptor};
 
+use super::scalar::Scalar;
 use super::{Content, Encoder, Entry, Node, Problem, Segment, TYPE_URL_PREFIX, put_bytes, suggest};
 
 const DURATION: &str = "a duration as seconds with the suffix s, such as \"1.5s\"";
@@ -48,7 +49,7 @@ impl<'a> Encoder<'a> {
         &mut self,
         node: &'a Node,
         out: &mut Vec<u8>,
-    ) -> Option<(MessageDescriptor, &'a str)> {
+    ) -> Option<(Option<MessageDescriptor>, &'a str)> {
         let Content::Mapping(entries) = &node.content else {
             self.wrong_type(node, "a mapping with \"@type\"");
             return None;
@@ -69,13 +70,51 @@ impl<'a> Encoder<'a> {
                 );
             });
         }
+        if let Some((url, value)) = self.unknown_payload(first, entries) {
+            let payload = self.within_value(value);
+            out.extend_from_slice(&payload?);
+            return Some((None, url));
+        }
         let (desc, url) = self.type_of(first)?;
         if desc.full_name().starts_with("google.protobuf.") && has_json_form(&desc) {
             self.boxed_well_known(&desc, node, entries, out);
         } else {
             self.fields(&desc, node, Some("@type"), out);
         }
-        Some((desc, url))
+        Some((Some(desc), url))
+    }
+
+    /// Recognizes what JSON has no form for: bytes of a type that no descriptor is known of. Such a mapping has
+    /// `value` and nothing else beside its `@type`, so that a misspelled type is still found.
+    fn unknown_payload(
+        &self,
+        kind: &'a Entry,
+        entries: &'a [Entry],
+    ) -> Option<(&'a str, &'a Node)> {
+        let url = kind.value.text()?;
+        let name = url.strip_prefix(TYPE_URL_PREFIX)?;
+        let is_word = |word: &str| {
+            !word.is_empty()
+                && word
+                    .chars()
+                    .all(|char| char.is_ascii_alphanumeric() || char == '_')
+        };
+        let is_name = name.contains('.') && name.split('.').all(is_word);
+        let mut others = entries.iter().filter(|entry| &*entry.key != "@type");
+        let value = others.next().filter(|entry| &*entry.key == "value")?;
+        let is_known = self.pool.get_message_by_name(name).is_some();
+        let is_opaque = is_name && !is_known && others.next().is_none();
+        (is_opaque && value.value.text().is_some()).then_some((url, &value.value))
+    }
+
+    fn within_value(&mut self, value: &'a Node) -> Option<Vec<u8>> {
+        let mut payload = None;
+        self.within(Segment::Key("value"), |encoder| {
+            if let Some(Scalar::Bytes(bytes)) = encoder.scalar(&Kind::Bytes, value) {
+                payload = Some(bytes);
+            }
+        });
+        payload
     }
 
     fn type_of(&mut self, entry: &'a Entry) -> Option<(MessageDescriptor, &'a str)> {
