@@ -1,5 +1,6 @@
 //! A running `isthmus-xds` with a directory of documents.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::{Path, PathBuf};
@@ -52,6 +53,7 @@ pub struct ControlPlane {
     documents: PathBuf,
     plan: ControlPlanePlan,
     process: Option<Process>,
+    socket: Option<PathBuf>,
 }
 
 impl ControlPlane {
@@ -68,7 +70,13 @@ impl ControlPlane {
             documents,
             plan,
             process: None,
+            socket: None,
         })
+    }
+
+    /// Has the program, when it starts, listen on a Unix socket as well.
+    pub fn listen_on_socket(&mut self, path: PathBuf) {
+        self.socket = Some(path);
     }
 
     /// Starts the program and waits until it is ready.
@@ -96,17 +104,21 @@ impl ControlPlane {
     ///
     /// When it ends, or does not answer in time.
     pub fn launch(&mut self) -> Result<()> {
+        let mut args: Vec<OsString> = vec![
+            "--config-dir".into(),
+            self.documents.clone().into(),
+            "--xds-listen".into(),
+            self.plan.xds.to_string().into(),
+            // Inside a namespace of the lab; on loopback it changes nothing.
+            "--insecure".into(),
+            "--admin-listen".into(),
+            self.plan.admin.to_string().into(),
+        ];
+        if let Some(path) = &self.socket {
+            args.extend(["--xds-socket".into(), path.clone().into()]);
+        }
         let mut process = Process::start(&Program {
-            args: vec![
-                "--config-dir".into(),
-                self.documents.clone().into(),
-                "--xds-listen".into(),
-                self.plan.xds.to_string().into(),
-                // Inside a namespace of the lab; on loopback it changes nothing.
-                "--insecure".into(),
-                "--admin-listen".into(),
-                self.plan.admin.to_string().into(),
-            ],
+            args,
             log_dir: &self.plan.dir,
             name: "isthmus-xds",
             netns: self.plan.netns.as_deref(),

@@ -36,52 +36,33 @@ fn envoys_move_to_another_instance_and_apply_nothing_anew_over_sotw() -> Result<
 }
 
 fn moves_to_another_instance(protocol: Protocol) -> Result<()> {
-    let fleet = Fleet::start(protocol)?;
+    let mut fleet = Fleet::start(protocol)?;
     let before = fleet.applied()?;
-    let Fleet {
-        envoys,
-        mut leaving,
-        staying,
-        _dir,
-    } = fleet;
     let load = Load::start(&LoadPlan {
         connections: CONNECTIONS,
         host: "edge".to_owned(),
         netns: None,
-        target: envoys[0].address,
+        target: fleet.envoys[0].address,
     });
     load.wait_for(REQUESTS / 3)?;
 
-    let status = leaving.terminate()?;
+    let status = fleet.leaving.terminate()?;
     ensure!(status.success(), "SIGTERM is a clean end: {status}");
     wait::until("all Envoys at the other instance", DEADLINE, || {
-        for envoy in &envoys {
-            let clients = staying.clients_of(&envoy.id)?;
-            ensure!(clients.len() == 1, "{} has {clients:?}", envoy.id);
-            for status in clients[0]["types"].as_array().into_iter().flatten() {
-                ensure!(status["configStatus"] == "SYNCED", "{}: {status}", envoy.id);
-            }
-            let types = clients[0]["types"].as_array().map_or(0, Vec::len);
-            ensure!(types >= 3, "{} has asked for {types} types", envoy.id);
-        }
-        Ok(())
+        fleet
+            .envoys
+            .iter()
+            .try_for_each(|envoy| fleet.expect_settled(envoy))
     })?;
-    for envoy in &envoys {
-        let told = envoy
-            .envoy
-            .stat("cluster.xds-grpc.upstream_cx_close_notify")?;
-        ensure!(told >= 1, "{} got no GOAWAY", envoy.id);
+    for Member { envoy, id, .. } in &fleet.envoys {
+        let told = envoy.stat("cluster.xds-grpc.upstream_cx_close_notify")?;
+        ensure!(told >= 1, "{id} got no GOAWAY");
     }
     if protocol == Protocol::Delta {
-        let sent = staying.metric("isthmus_xds_resources_sent_total", &[])?;
+        let name = "isthmus_xds_resources_sent_total";
+        let sent = fleet.staying.metric(name, &[])?;
         ensure!(sent == 0, "{sent} resources were sent that were there");
     }
-    let fleet = Fleet {
-        envoys,
-        leaving,
-        staying,
-        _dir,
-    };
     ensure!(fleet.applied()? == before, "nothing is applied anew");
 
     // The other instance is in charge.
@@ -163,6 +144,20 @@ impl Fleet {
             staying,
             _dir: dir,
         })
+    }
+
+    /// Fails unless an Envoy is at the other instance, and has what it is to have.
+    fn expect_settled(&self, Member { id, .. }: &Member) -> Result<()> {
+        let clients = self.staying.clients_of(id)?;
+        ensure!(clients.len() == 1, "{id} has {clients:?}");
+        let types = clients[0]["types"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice);
+        ensure!(types.len() >= 3, "{id} has asked for {types:?}");
+        for status in types {
+            ensure!(status["configStatus"] == "SYNCED", "{id}: {status}");
+        }
+        Ok(())
     }
 
     /// How often each Envoy has put a configuration in place, by kind.
