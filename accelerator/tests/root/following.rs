@@ -137,7 +137,7 @@ impl Node {
         });
         let line = is_ready.await.expect("it says when it is ready");
         assert!(
-            line.starts_with(&format!("ready: {} pods, 4 programs, ", pods.len())),
+            line.starts_with(&format!("ready: {} pods, 5 programs, ", pods.len())),
             "{line}"
         );
         Self {
