@@ -10,6 +10,7 @@ use super::fixture::Lab;
 
 pub(crate) const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 pub(crate) const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+pub(crate) const LEDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.LbEndpoint";
 pub(crate) const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 pub(crate) const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 pub(crate) const SRDS: &str = "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration";
