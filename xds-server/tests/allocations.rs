@@ -54,7 +54,7 @@ const ALLOCATIONS_PER_IDLE_WAKE: u64 = 0;
 const ALLOCATIONS_PER_PUBLICATION: u64 = 88;
 
 /// What the server holds on the heap for an idle stream: its connection, its task, its names.
-const IDLE_STREAM_BYTES: i64 = 20_000;
+const IDLE_STREAM_BYTES: i64 = 8_500;
 
 /// How long the server must have allocated nothing to be at rest, and how long that may take.
 const REST: Duration = Duration::from_millis(150);

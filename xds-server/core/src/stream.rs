@@ -16,7 +16,7 @@ use crate::subscription::{LegacyWildcard, Subscription, SubscriptionChange};
 use crate::type_rules::{self, rules_of};
 use crate::type_state::{Answer, TypeState};
 
-use crate::view::View;
+use crate::view::{TypeSet, View};
 use crate::wire;
 use crate::xdstp::canonical;
 
@@ -226,12 +226,17 @@ impl Stream {
             };
             self.events.push(event);
         }
+        let set = self.view.type_set(&amended);
         let change = match self.options.variant {
-            Variant::Sotw => state.handle_names(&spelled(&request.names), is_first, now),
+            Variant::Sotw => {
+                // Every answer repeats the names; those of the first request stay.
+                let set = set.filter(|_| is_first);
+                state.handle_names(&spelled(&request.names, set), is_first, now)
+            }
             Variant::Delta => {
                 let initial = is_first.then(|| held_versions(request));
-                let subscribe = spelled(&request.subscribe);
-                let unsubscribe = spelled(&request.unsubscribe);
+                let subscribe = spelled(&request.subscribe, set);
+                let unsubscribe = spelled(&request.unsubscribe, None);
                 state.handle_amendment(&subscribe, &unsubscribe, initial.as_deref(), now)
             }
         };
@@ -520,10 +525,15 @@ fn held_versions(request: &Request) -> Vec<(Name, Option<Version>)> {
         .collect()
 }
 
-// R55: names that differ only in the order of their context parameters are one name.
-fn spelled(names: &[Name]) -> Vec<Name> {
+// R55: names that differ only in the order of their context parameters are one name. Those of
+// `set` are shared with it: else each stream would hold the text of all that it asks for.
+fn spelled(names: &[Name], set: Option<&Arc<TypeSet>>) -> Vec<Name> {
+    let shared = |name: &Name| {
+        let resource = set?.resource(name)?;
+        Some(Name::clone(resource.name()))
+    };
     names
         .iter()
-        .map(|name| canonical(name).into_owned())
+        .map(|name| shared(name).unwrap_or_else(|| canonical(name).into_owned()))
         .collect()
 }

@@ -114,7 +114,10 @@ impl Subscription {
             .collect();
         let added = wanted.difference(&self.names).cloned().collect();
         let dropped = self.names.difference(&wanted).cloned().collect();
-        self.names = wanted;
+        // The names that are held may be shared with others; those of the request are not.
+        if self.names != wanted {
+            self.names = wanted;
+        }
         SubscriptionChange {
             added,
             dropped,
@@ -178,8 +181,9 @@ impl Subscription {
         }
     }
 
+    // In legacy mode only beside a name that is asked for: alone it does not leave that mode.
     fn drop_wildcard(&mut self, change: &mut SubscriptionChange) {
-        if self.wildcard == Wildcard::Explicit {
+        if self.is_wildcard() {
             self.wildcard = Wildcard::No;
             change.is_wildcard_dropped = true;
         }
@@ -283,6 +287,10 @@ mod tests {
                     (&[], &["*"], &["*"]),
                     (&[], &["B"], &["*"]),
                 ],
+            },
+            Case {
+                name: "r18: a name instead of the legacy wildcard, in one request",
+                steps: &[(&[], &[], &["*"]), (&["A"], &["*"], &["A"])],
             },
             Case {
                 name: "r19: the wildcard and names in one request",
