@@ -36,6 +36,7 @@ const TABLE: &[(&str, Row, Side)] = &[
     ("isthmus-accelerator", Row::NobodyImports, Side::Accelerator),
     ("isthmus-api", Row::Vocabulary, Side::Shared),
     ("isthmus-bench", Row::Measures, Side::Shared),
+    ("isthmus-fuzz", Row::Measures, Side::Shared),
     ("isthmus-heap", Row::Vocabulary, Side::Shared),
     ("isthmus-http2", Row::TouchesTheWorld, Side::ControlPlane),
     (
