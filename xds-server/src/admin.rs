@@ -3,6 +3,7 @@
 mod changes;
 mod history;
 mod load;
+mod nacks;
 
 use std::sync::Arc;
 
@@ -13,13 +14,15 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use isthmus_xds_core::stream::TypeStatus;
-use isthmus_xds_core::{ScopeKey, TypeSet, Variant, View};
+use isthmus_xds_core::{Name, ScopeKey, TypeSet, TypeUrl, Variant, View};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::clients::Client;
+use crate::history::Generation;
 use crate::metrics::short_name;
 use crate::plane::Plane;
+use crate::provenance::ResourceKey;
 use crate::redact;
 
 pub use self::changes::{CHANGE_HEADER, Changes};
@@ -31,6 +34,7 @@ const INDEX: &str = "isthmus-xds admin\n\n\
     /config_dump   what is served to whom; ?type=cds|eds|... and ?node=ID narrow it\n\
     /load          load that clients report, by cluster and locality\n\
     /history       the last generations; /history/diff?from=G&to=G what differs\n\
+    /nacks         what clients refused, and where that is written\n\
     /rollback      POST: see isthmus-xds rollback --help\n";
 
 /// What the endpoint shows, and whether it may change it.
@@ -51,6 +55,7 @@ pub fn router(plane: Arc<Plane>, changes: Changes) -> Router {
         .route("/load", get(load::load))
         .route("/history", get(history::list))
         .route("/history/diff", get(history::diff))
+        .route("/nacks", get(nacks::list))
         .route("/rollback", post(history::rollback))
         .route("/rollback/release", post(history::release))
         .with_state(Admin { plane, changes })
@@ -99,6 +104,8 @@ async fn config_dump(
     Query(query): Query<DumpQuery>,
 ) -> Json<Value> {
     let (generation, scopes) = plane.snapshot();
+    let history = plane.history();
+    let newest = history.newest();
     let clients = plane.clients.list();
     let clients: Vec<&(u64, Arc<Client>)> = clients
         .iter()
@@ -110,7 +117,7 @@ async fn config_dump(
     let scopes = scopes
         .iter()
         .filter(|(key, _)| is_shown(key))
-        .map(|(key, view)| dump_scope(key, view, &query))
+        .map(|(key, view)| dump_scope(key, view, newest.map(|it| &**it), &query))
         .collect::<Vec<_>>();
     Json(json!({
         "generation": generation,
@@ -119,26 +126,44 @@ async fn config_dump(
     }))
 }
 
-fn dump_scope(key: &ScopeKey, view: &View, query: &DumpQuery) -> Value {
+fn dump_scope(
+    key: &ScopeKey,
+    view: &View,
+    newest: Option<&Generation>,
+    query: &DumpQuery,
+) -> Value {
+    let written = |type_url: &TypeUrl, name: &Name| {
+        let key_of = ResourceKey {
+            type_url: TypeUrl::clone(type_url),
+            name: Name::clone(name),
+        };
+        let traced = newest?.resource(key.documents(), &key_of)?;
+        Some(traced.origin.to_string())
+    };
     let types = view
         .types()
         .filter(|(type_url, _)| query.wants_type(type_url));
     json!({
         "documents": key.documents().iter().map(|name| &**name).collect::<Vec<_>>(),
-        "types": types.map(|(url, set)| dump_type(url, set)).collect::<Vec<_>>(),
+        "types": types.map(|(url, set)| dump_type(url, set, &written)).collect::<Vec<_>>(),
     })
 }
 
-fn dump_type(type_url: &str, set: &TypeSet) -> Value {
+fn dump_type(
+    type_url: &TypeUrl,
+    set: &TypeSet,
+    written: &dyn Fn(&TypeUrl, &Name) -> Option<String>,
+) -> Value {
     let resources = set.resources().map(|resource| {
         json!({
             "name": &**resource.name(),
             "version": resource.version().to_string(),
+            "origin": written(type_url, resource.name()),
             "resource": redact::render(type_url, &resource.value()),
         })
     });
     json!({
-        "typeUrl": type_url,
+        "typeUrl": &**type_url,
         "version": set.version().to_string(),
         "generation": set.generation(),
         "resources": resources.collect::<Vec<_>>(),

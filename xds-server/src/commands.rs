@@ -2,6 +2,7 @@
 
 mod diff;
 mod history;
+mod nacks;
 mod rollback;
 mod running;
 mod table;
@@ -19,6 +20,8 @@ pub enum Command {
     Diff(diff::Diff),
     /// Lists the last generations of a running server, or compares two.
     History(history::History),
+    /// Lists what clients of a running server refused, and where that is written.
+    Nacks(nacks::Nacks),
     /// Puts an earlier generation of a running server in force again.
     Rollback(rollback::Rollback),
     /// Checks a directory as the server does, without serving it.
@@ -64,6 +67,7 @@ impl Command {
         let outcome = match self {
             Self::Diff(diff) => diff.run(out, err)?,
             Self::History(history) => history.run(out, err)?,
+            Self::Nacks(nacks) => nacks.run(out, err)?,
             Self::Rollback(rollback) => rollback.run(out, err)?,
             Self::Validate(validate) => validate.run(out, err)?,
         };

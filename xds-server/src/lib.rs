@@ -24,6 +24,7 @@ pub mod http2;
 mod interest;
 pub mod loads;
 pub mod metrics;
+pub mod nacks;
 pub mod plane;
 pub mod provenance;
 pub mod redact;

@@ -166,26 +166,7 @@ impl Metrics {
             "Connections that never carried a stream, for cause",
             metrics.connections_refused.0.clone(),
         );
-        r.register(
-            "config_reloads",
-            "Times that configuration was read",
-            metrics.reloads.clone(),
-        );
-        r.register(
-            "config_errors",
-            "Errors in the configuration as it is",
-            metrics.config_errors.clone(),
-        );
-        r.register(
-            "config_generation",
-            "Number of the commit in force",
-            metrics.config_generation.clone(),
-        );
-        r.register(
-            "config_documents",
-            "Documents in force",
-            metrics.config_documents.clone(),
-        );
+        metrics.register_config(r);
         r.register(
             "xds_scopes",
             "Distinct views in use",
@@ -206,11 +187,6 @@ impl Metrics {
             "Names and wildcards that streams ask for, each stream counted",
             metrics.interest_entries.clone(),
         );
-        r.register(
-            "config_rollbacks",
-            "Times that an earlier generation was put in force again",
-            metrics.rollbacks.clone(),
-        );
         Self {
             registry,
             change_cost,
@@ -222,6 +198,34 @@ impl Metrics {
     /// Adds metrics that are read where they are kept, each time that somebody asks.
     pub(crate) fn register(&mut self, collector: Box<dyn Collector>) {
         self.registry.register_collector(collector);
+    }
+
+    fn register_config(&self, r: &mut Registry) {
+        r.register(
+            "config_reloads",
+            "Times that configuration was read",
+            self.reloads.clone(),
+        );
+        r.register(
+            "config_errors",
+            "Errors in the configuration as it is",
+            self.config_errors.clone(),
+        );
+        r.register(
+            "config_generation",
+            "Number of the commit in force",
+            self.config_generation.clone(),
+        );
+        r.register(
+            "config_documents",
+            "Documents in force",
+            self.config_documents.clone(),
+        );
+        r.register(
+            "config_rollbacks",
+            "Times that an earlier generation was put in force again",
+            self.rollbacks.clone(),
+        );
     }
 
     /// Writes all metrics in the `OpenMetrics` text format.

@@ -3,6 +3,7 @@
 //! The lock is taken to publish, to open a stream and to print state; never on the push path. A
 //! change wakes the streams that want it and no other: see [`crate::scope`].
 
+mod refusals;
 mod rollback;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use crate::convergence::Convergence;
 use crate::history::{Cause, History};
 use crate::loads::{LoadCollector, Loads};
 use crate::metrics::Metrics;
+use crate::nacks::Nacks;
 use crate::provenance::Origins;
 use crate::scope::Scope;
 
@@ -51,6 +53,7 @@ struct State {
     awaited: BTreeSet<Source>,
     scopes: BTreeMap<ScopeKey, Arc<Scope>>,
     history: History,
+    nacks: Nacks,
     pin: Option<Pin>,
 }
 

@@ -4,5 +4,7 @@
 
 #[path = "bad_push/history.rs"]
 mod history;
+#[path = "bad_push/nacks.rs"]
+mod nacks;
 #[path = "bad_push/support.rs"]
 mod support;

@@ -21,7 +21,7 @@ use crate::plane::{Plane, RollbackError};
 /// `GET /history`
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
     let plane = &admin.plane;
-    let (history, pin) = (plane.history(), plane.pin());
+    let (history, pin, nacks) = (plane.history(), plane.pin(), plane.nacks());
     let newest = history.newest().map(|it| it.number);
     let (converged, clients) = convergence(plane);
     let rows = history.generations().map(|generation| {
@@ -34,6 +34,7 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
             "documents": generation.documents_len(),
             "changes": changes(generation),
             "isInForce": is_in_force,
+            "refusedBy": nacks.clients_refusing(generation.number),
             "converged": is_in_force.then_some(converged),
             "clients": is_in_force.then_some(clients),
         })

@@ -11,7 +11,7 @@ use prost::Message;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::Opening;
 use super::node::ClientNode;
@@ -191,14 +191,8 @@ impl Session {
         for event in &events {
             self.plane.metrics.count_event(event);
             if let Event::Nacked { type_url, refusal } = event {
-                warn!(
-                    node = self.node.id,
-                    stream = self.id,
-                    r#type = &**type_url,
-                    generation = refusal.generation,
-                    reason = refusal.message,
-                    "the client refused its configuration and keeps what it had"
-                );
+                let client = self.membership.client();
+                self.plane.note_refusal(self.id, client, type_url, refusal);
             }
         }
         Ok(())

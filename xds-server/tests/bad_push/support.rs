@@ -39,10 +39,12 @@ pub(crate) fn clusters(clusters: &[(&str, u32)]) -> String {
                     resources:\n"
             .to_owned();
     for (name, seconds) in clusters {
-        text += &format!(
-            "    - \"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\n      name: {name}\n      \
-             connectTimeout: {seconds}s\n"
-        );
+        text +=
+            "    - \"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\n      name: ";
+        text += name;
+        text += "\n      connectTimeout: ";
+        text += &seconds.to_string();
+        text += "s\n";
     }
     text
 }
@@ -176,6 +178,10 @@ impl Client {
 
     pub(crate) async fn ack(&self, response: &DeltaDiscoveryResponse) {
         self.reply(response, None).await;
+    }
+
+    pub(crate) async fn nack(&self, response: &DeltaDiscoveryResponse, words: &str) {
+        self.reply(response, Some(words)).await;
     }
 
     async fn reply(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {

@@ -1,0 +1,45 @@
+//! `GET /nacks`: the refusals that are kept, with what is to blame.
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use super::Admin;
+use super::history::{age_seconds, unix_millis};
+use crate::history::History;
+use crate::metrics::short_name;
+use crate::nacks::Nack;
+use crate::provenance::ResourceKey;
+
+pub(super) async fn list(State(Admin { plane, .. }): State<Admin>) -> Json<Value> {
+    let (history, nacks) = (plane.history(), plane.nacks());
+    let rows = nacks.newest_first().map(|nack| render(nack, &history));
+    Json(json!({ "nacks": rows.collect::<Vec<_>>() }))
+}
+
+fn render(nack: &Nack, history: &History) -> Value {
+    let culprits = nack.culprits.iter().map(|it| {
+        let key = ResourceKey {
+            type_url: nack.type_url.clone(),
+            name: it.name.clone(),
+        };
+        json!({
+            "name": &*it.name,
+            "version": it.version.to_string(),
+            "document": &*it.document,
+            "origin": it.origin.to_string(),
+            "isInForce": history.is_in_force(&key, it.version),
+        })
+    });
+    json!({
+        "unixMillis": unix_millis(nack.at),
+        "ageSeconds": age_seconds(nack.at),
+        "node": &*nack.node_id,
+        "stream": nack.stream,
+        "type": short_name(&nack.type_url),
+        "typeUrl": &*nack.type_url,
+        "generation": nack.generation,
+        "message": &*nack.message,
+        "culprits": culprits.collect::<Vec<_>>(),
+    })
+}

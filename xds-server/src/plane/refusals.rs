@@ -1,0 +1,55 @@
+//! What becomes of a refusal: it is traced to where the resource is written, kept and told.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use isthmus_xds_core::TypeUrl;
+use isthmus_xds_core::stream::Refusal;
+use tracing::warn;
+
+use super::Plane;
+use crate::clients::Client;
+use crate::nacks::{Nack, Nacks, named_in, without_secrets};
+
+impl Plane {
+    /// Takes note of a client's refusal.
+    pub(crate) fn note_refusal(
+        &self,
+        stream: u64,
+        client: &Client,
+        type_url: &TypeUrl,
+        refusal: &Refusal,
+    ) {
+        let scope = client.scope();
+        let message = without_secrets(&refusal.message);
+        let generation = refusal.generation;
+        let history = self.history();
+        let culprits = named_in(&message, &history, generation, scope.documents(), type_url);
+        let written = culprits
+            .iter()
+            .map(|it| format!("{} at {}", it.name, it.origin));
+        warn!(
+            node = &*client.node_id,
+            stream,
+            r#type = &**type_url,
+            generation,
+            reason = message,
+            culprits = written.collect::<Vec<_>>().join(", "),
+            "the client refused its configuration and keeps what it had"
+        );
+        self.lock().nacks.record(Nack {
+            at: SystemTime::now(),
+            node_id: Arc::clone(&client.node_id),
+            stream,
+            type_url: TypeUrl::clone(type_url),
+            generation,
+            message: Arc::from(message),
+            culprits,
+        });
+    }
+
+    /// The refusals that are kept.
+    pub fn nacks(&self) -> Nacks {
+        self.lock().nacks.clone()
+    }
+}
