@@ -19,6 +19,8 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 /// A language whose gRPC library has an xDS client of its own.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Language {
+    /// `google.golang.org/grpc`, written in Go.
+    Go,
     /// `@grpc/grpc-js-xds`, written in JavaScript.
     JavaScript,
     /// `grpcio`, on the C core.
@@ -26,42 +28,50 @@ pub enum Language {
 }
 
 impl Language {
-    /// How to run `ROLE.EXTENSION` of this language: `env` finds the interpreter that `cargo xtask setup` found.
+    /// How to run a role of this language.
     fn command(self, role: &str, settings: &[String]) -> Result<Vec<OsString>> {
-        let (dir, interpreter, extension, search_path, library) = match self {
-            Self::JavaScript => (
-                "javascript",
-                "node",
-                "js",
-                "NODE_PATH",
-                programs::library("grpc-javascript/node_modules")?,
-            ),
-            Self::Python => (
-                "python",
-                "python3",
-                "py",
-                "PYTHONPATH",
-                programs::library("grpc-python")?,
-            ),
+        let program = match self {
+            Self::Go => vec![
+                programs::library("grpc-go")?.join("peer").into(),
+                role.into(),
+            ],
+            Self::JavaScript => {
+                let library = programs::library("grpc-javascript/node_modules")?;
+                script("javascript", role, "js", "node", "NODE_PATH", &library)
+            }
+            Self::Python => {
+                let library = programs::library("grpc-python")?;
+                script("python", role, "py", "python3", "PYTHONPATH", &library)
+            }
         };
-        let script = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("peers")
-            .join(dir)
-            .join(role)
-            .with_extension(extension);
-        let mut library_setting = OsString::from(format!("{search_path}="));
-        library_setting.push(library);
-
         // A proxy that the machine uses for the world outside knows no loopback of ours.
         let without_proxy = ["grpc_proxy", "http_proxy", "https_proxy"]
             .iter()
             .flat_map(|name| [OsString::from("-u"), OsString::from(name)]);
         Ok(without_proxy
-            .chain([library_setting])
             .chain(settings.iter().map(OsString::from))
-            .chain([interpreter.into(), script.into_os_string()])
+            .chain(program)
             .collect())
     }
+}
+
+/// Arguments of `env`, which finds the interpreter that `cargo xtask setup` found.
+fn script(
+    dir: &str,
+    role: &str,
+    extension: &str,
+    interpreter: &str,
+    search_path: &str,
+    library: &Path,
+) -> Vec<OsString> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("peers")
+        .join(dir)
+        .join(role)
+        .with_extension(extension);
+    let mut library_setting = OsString::from(format!("{search_path}="));
+    library_setting.push(library);
+    vec![library_setting, interpreter.into(), script.into()]
 }
 
 /// What a call came to.

@@ -33,6 +33,11 @@ const TYPES: [&str; 4] = [
 ];
 
 #[test]
+fn grpc_go_follows_updates_and_removals() -> Result<()> {
+    follows_updates_and_removals(Language::Go, &json!({"ads": {}}))
+}
+
+#[test]
 fn grpc_python_follows_updates_and_removals() -> Result<()> {
     follows_updates_and_removals(Language::Python, &json!({"ads": {}}))
 }
@@ -76,7 +81,7 @@ fn follows_updates_and_removals(language: Language, config_source: &Value) -> Re
     // grpc-js-xds 1.14.1 keeps what was removed in its cache, and passes on only what differs from that (grpc-node#3074).
     let stat_prefix = match language {
         Language::JavaScript => "greeter-again",
-        Language::Python => SERVICE,
+        Language::Go | Language::Python => SERVICE,
     };
     let listener = listener_document(config_source, stat_prefix);
     peers.control_plane.publish("listener.yaml", &listener)?;

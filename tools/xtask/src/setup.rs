@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: installs what the machine lacks.
 //!
 //! Each thing is installed only if it is missing, with one line that says what and why. Nothing here knows where a
-//! registry is: apt-get, pip and npm are used as the machine has them configured.
+//! registry is: apt-get, pip, npm and go are used as the machine has them configured.
 
 mod debian;
 mod peers;

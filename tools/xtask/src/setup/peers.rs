@@ -1,5 +1,5 @@
 //! gRPC's libraries for the languages whose xDS clients the lab runs. What is fetched is pinned by the files beside
-//! the clients: pip and npm refuse anything of another hash.
+//! the clients: pip, npm and go refuse anything of another hash.
 
 use std::fs;
 use std::path::Path;
@@ -25,10 +25,17 @@ const NODE: [DebianPackage; 2] = [
     },
 ];
 
+/// Go, for gRPC's client in it; the module's own toolchain line picks the version.
+const GO: DebianPackage = DebianPackage {
+    program: "go",
+    package: "golang-go",
+    why: "builds gRPC's Go client",
+};
+
 /// Name of the file that says what a directory of libraries was made from.
 const STAMP: &str = "isthmus-setup";
 
-/// Makes sure that the libraries of both languages are there.
+/// Makes sure that the libraries of all languages are there.
 ///
 /// # Errors
 ///
@@ -36,7 +43,23 @@ const STAMP: &str = "isthmus-setup";
 pub(crate) fn ensure(workspace: &Workspace) -> anyhow::Result<()> {
     let peers = workspace.root().join("integration-tests/peers");
     python(&workspace.tools(), &peers.join("python"))?;
-    javascript(&workspace.tools(), &peers.join("javascript"))
+    javascript(&workspace.tools(), &peers.join("javascript"))?;
+    go(&workspace.tools(), &peers.join("go"))
+}
+
+fn go(tools: &Path, peer: &Path) -> anyhow::Result<()> {
+    ensure_debian(&[GO])?;
+    // The program is made from its source as well as from its libraries.
+    let mut stamp = stamp("go", "version", &peer.join("go.sum"))?;
+    stamp.push_str(&fs::read_to_string(peer.join("main.go"))?);
+    install(tools, "grpc-go", &stamp, |dir| {
+        println!("setup: building google.golang.org/grpc (a gRPC client of isthmus-xds in Go)");
+        run(Command::new("go")
+            .args(["build", "-mod=readonly", "-o"])
+            .arg(dir.join("peer"))
+            .current_dir(peer))
+        .context("gRPC's Go client could not be built: is the Go module proxy reachable, and do go.mod and go.sum agree?")
+    })
 }
 
 fn python(tools: &Path, peer: &Path) -> anyhow::Result<()> {
@@ -45,7 +68,7 @@ fn python(tools: &Path, peer: &Path) -> anyhow::Result<()> {
         ensure_pip()?;
     }
     let requirements = peer.join("requirements.txt");
-    let stamp = stamp("python3", &requirements)?;
+    let stamp = stamp("python3", "--version", &requirements)?;
     install(tools, "grpc-python", &stamp, |dir| {
         ensure_pip()?;
         println!("setup: installing grpcio (a gRPC client of isthmus-xds in Python)");
@@ -62,7 +85,7 @@ fn python(tools: &Path, peer: &Path) -> anyhow::Result<()> {
 fn javascript(tools: &Path, peer: &Path) -> anyhow::Result<()> {
     ensure_debian(&NODE)?;
     let lock = peer.join("package-lock.json");
-    let stamp = stamp("node", &lock)?;
+    let stamp = stamp("node", "--version", &lock)?;
     install(tools, "grpc-javascript", &stamp, |dir| {
         println!(
             "setup: installing @grpc/grpc-js-xds (a gRPC client of isthmus-xds in JavaScript)"
@@ -102,12 +125,15 @@ fn install(
 }
 
 /// What the libraries depend on: the interpreter, for which they may be compiled, and the pinned versions.
-fn stamp(interpreter: &str, pins: &Path) -> anyhow::Result<String> {
+fn stamp(interpreter: &str, ask_version: &str, pins: &Path) -> anyhow::Result<String> {
     let output = Command::new(interpreter)
-        .arg("--version")
+        .arg(ask_version)
         .output()
         .with_context(|| format!("{interpreter} could not be started"))?;
-    ensure!(output.status.success(), "{interpreter} --version failed");
+    ensure!(
+        output.status.success(),
+        "{interpreter} {ask_version} failed"
+    );
     let pins_text = fs::read_to_string(pins)
         .with_context(|| format!("{} could not be read", pins.display()))?;
     Ok(format!(
