@@ -26,6 +26,9 @@ Examples:
     isthmus-xds --config-dir ./config --xds-listen 0.0.0.0:15012 \\
       --tls-cert tls.crt --tls-key tls.key --tls-client-ca ca.crt
 
+  Be told what to serve by a program, over gRPC:
+    isthmus-xds --api-listen 127.0.0.1:15016
+
   Check a directory, and see what it would send to a client:
     isthmus-xds validate ./config
     isthmus-xds diff ./config --node web-1
@@ -58,13 +61,14 @@ const ABOUT: &str = "Serves Envoy configuration from a directory over xDS";
 
 #[allow(clippy::doc_markdown, reason = "the comments are the text of --help")]
 /// Serves Envoy configuration from a directory over xDS.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "isthmus-xds", version, after_help = EXAMPLES)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct Cli {
     /// Directory of EnvoyResources documents (*.yaml, *.yml, *.json), watched for changes.
+    /// May be left out where --api-listen or --api-socket is given.
     #[arg(long, value_name = "DIR")]
-    pub config_dir: PathBuf,
+    pub config_dir: Option<PathBuf>,
 
     /// Address of the xDS services (gRPC). Plaintext without --tls-cert, and then on loopback only.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010")]
@@ -89,6 +93,26 @@ pub struct Cli {
     /// Allow plaintext xDS on an address that other machines reach: they can read all secrets.
     #[arg(long, conflicts_with = "tls_cert")]
     pub insecure: bool,
+
+    /// Address of the programmatic API (gRPC, isthmus.xds.v1.ResourceService). On loopback in plaintext, so that
+    /// everybody on this machine may change what is served; with --tls-cert over TLS, to those of --api-allow.
+    /// Its documents are kept in memory: after a start nothing is served until the first commit.
+    #[arg(long, value_name = "ADDR")]
+    pub api_listen: Option<SocketAddr>,
+
+    /// Unix socket of the programmatic API, for the user that the server runs as and for no other.
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
+
+    /// Identity that may call the programmatic API over TLS: a SPIFFE ID, exact or ending in /*, as a certificate of
+    /// --tls-client-ca proves it. May be given again.
+    #[arg(
+        long,
+        value_name = "IDENTITY",
+        requires = "api_listen",
+        requires = "tls_client_ca"
+    )]
+    pub api_allow: Vec<IdentityPattern>,
 
     /// Identity that may read the status of every client over CSDS: a SPIFFE ID, exact or ending in
     /// /*, or uid:NUMBER. May be given again. Other identities see their own streams.
@@ -118,6 +142,19 @@ pub struct Cli {
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+impl Default for Cli {
+    fn default() -> Self {
+        Self::parse_from(["isthmus-xds"])
+    }
+}
+
+impl Cli {
+    /// Whether the command line names a source of configuration. A program may do without.
+    pub fn has_source(&self) -> bool {
+        self.config_dir.is_some() || self.api_listen.is_some() || self.api_socket.is_some()
+    }
 }
 
 /// How log lines look.

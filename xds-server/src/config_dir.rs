@@ -48,6 +48,7 @@ use self::loader::Loader;
 use self::read::Fingerprint;
 
 pub use self::error::{ConfigError, Io, Origin, Place, Problem, ResourceLabel, Suggestion};
+pub(crate) use self::links::includes;
 pub(crate) use self::name::name_field;
 pub(crate) use self::path::{push_index, push_key};
 pub use self::warning::{Concern, ConfigWarning};

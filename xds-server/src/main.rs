@@ -22,14 +22,11 @@ fn main() -> ExitCode {
         Program {
             serve: Some(cli),
             command: None,
-        } => serve(&cli),
-        Program {
-            serve: None,
-            command: None,
-        } => Program::command()
+        } if cli.has_source() => serve(&cli),
+        Program { command: None, .. } => Program::command()
             .error(
                 ErrorKind::MissingRequiredArgument,
-                "--config-dir <DIR> or a command is required",
+                "--config-dir <DIR>, --api-listen <ADDR>, --api-socket <PATH> or a command is required",
             )
             .exit(),
     }

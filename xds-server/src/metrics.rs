@@ -248,7 +248,7 @@ impl Metrics {
     }
 
     /// The counter of refused connections, for those who refuse them.
-    pub(crate) fn refused_connections(&self) -> RefusedConnections {
+    pub fn refused_connections(&self) -> RefusedConnections {
         self.connections_refused.clone()
     }
 

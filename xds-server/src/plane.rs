@@ -188,7 +188,10 @@ impl Plane {
             ..
         } = &mut *state;
         let generation = published.generation;
-        self.convergence.begin(generation, at);
+        // A commit that changed nothing is the one before, which is followed already.
+        if published.has_changes() {
+            self.convergence.begin(generation, at);
+        }
         if published.are_scopes_moved {
             for scope in scopes.values() {
                 scope.owe_move(generation, &self.convergence);
@@ -206,7 +209,9 @@ impl Plane {
             let woken = scopes.values().map(|scope| scope.ring_moved()).sum();
             self.metrics.count_wakes(woken);
         }
-        self.convergence.announced(generation, Instant::now());
+        if published.has_changes() {
+            self.convergence.announced(generation, Instant::now());
+        }
         self.metrics
             .observe_publish(generation, catalog.documents_len(), scopes.len());
         let is_ready = awaited.is_empty();

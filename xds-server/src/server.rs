@@ -3,16 +3,18 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use isthmus_xds_core::Source;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::admin::{self, Changes};
+use crate::api::{self, Access, ResourceApi};
 use crate::cli::Cli;
 use crate::config_dir::watch::WatchError;
 use crate::http2;
@@ -52,8 +54,10 @@ pub struct Server {
     xds: Listeners,
     admin: TcpListener,
     changes: Changes,
-    config_dir: PathBuf,
+    api: Option<(Listeners, Access)>,
+    config_dir: Option<PathBuf>,
     options: Options,
+    plane: Arc<Plane>,
 }
 
 impl Server {
@@ -65,6 +69,7 @@ impl Server {
     pub async fn bind(cli: &Cli) -> Result<Self, ServerError> {
         let addr = cli.admin_listen;
         let xds = Listeners::bind(cli).await?;
+        let api = Listeners::bind_api(cli).await?;
         let admin = TcpListener::bind(addr).await;
         let is_loopback = addr.ip().to_canonical().is_loopback();
         let changes = if is_loopback || cli.admin_changes {
@@ -75,8 +80,14 @@ impl Server {
         if !is_loopback {
             warn!(%addr, "everybody who reaches the admin endpoint sees what is served, without secrets");
         }
+        let sources = [
+            cli.config_dir.as_ref().map(|_| Source::CONFIG_DIR),
+            api.as_ref().map(|_| Source::API),
+        ];
         Ok(Self {
             xds,
+            api,
+            plane: Arc::new(Plane::awaiting(sources.into_iter().flatten())),
             admin: admin.map_err(|source| ServerError::Bind { addr, source })?,
             changes,
             config_dir: cli.config_dir.clone(),
@@ -91,6 +102,23 @@ impl Server {
     /// Returns the operating system's error.
     pub fn xds_addr(&self) -> io::Result<SocketAddr> {
         self.xds.addr()
+    }
+
+    /// What it serves, for a program to change. Serves nothing until all sources of the command line
+    /// have spoken, or if there is none, until the first commit.
+    pub fn plane(&self) -> Arc<Plane> {
+        Arc::clone(&self.plane)
+    }
+
+    /// Address of the programmatic API, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// Returns the operating system's error, or that there is no such listener.
+    pub fn api_addr(&self) -> io::Result<SocketAddr> {
+        let none = || io::Error::from(io::ErrorKind::NotFound);
+        let (listeners, _) = self.api.as_ref().ok_or_else(none)?;
+        listeners.addr()
     }
 
     /// Address of the admin endpoint.
@@ -109,12 +137,25 @@ impl Server {
     /// Returns [`ServerError`] if it cannot go on. Bad configuration is not an error: the server
     /// waits for a good one, not ready.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
-        let plane = Arc::new(Plane::new());
+        let plane = Arc::clone(&self.plane);
         let (stopping, stopped) = watch::channel(false);
-        let source = reload::spawn(&self.config_dir, Arc::clone(&plane))?;
+        let source = match &self.config_dir {
+            Some(dir) => Some(reload::spawn(dir, Arc::clone(&plane))?),
+            None => None,
+        };
         let name =
             |addr: io::Result<SocketAddr>| addr.map_or_else(|_| String::new(), |it| it.to_string());
         let (xds, admin) = (name(self.xds_addr()), name(self.admin_addr()));
+        let api = name(self.api_addr());
+        let api_server = self.api.map(|(listeners, access)| {
+            let service = ResourceApi::new(Arc::clone(&plane), stopped.clone());
+            tokio::spawn(api::serve(
+                listeners.accept(&plane.metrics.refused_connections()),
+                service,
+                access,
+                stopped.clone(),
+            ))
+        });
         let admin_server = tokio::spawn(serve_admin(
             self.admin,
             admin::router(Arc::clone(&plane), self.changes),
@@ -122,9 +163,10 @@ impl Server {
         let identifier = format!("isthmus-xds/{}", env!("CARGO_PKG_VERSION"));
         let refused = plane.metrics.refused_connections();
         let services = Services::new(plane, identifier.into(), self.options, stopped.clone());
-        let config_dir = self.config_dir.display();
+        let config_dir = self.config_dir.as_deref().map(Path::display);
+        let config_dir = config_dir.map(tracing::field::display);
         let security = self.xds.security();
-        info!(xds, security, admin, %config_dir, "serving");
+        info!(xds, security, admin, api, config_dir, "serving");
 
         let mut until_stopped = stopped;
         let server = http2::serve(services, self.xds.accept(&refused), async move {
@@ -142,8 +184,12 @@ impl Server {
                 }
             }
         }
-        source.abort();
-        admin_server.abort();
+        for task in [source, api_server, Some(admin_server)]
+            .into_iter()
+            .flatten()
+        {
+            task.abort();
+        }
         Ok(())
     }
 }

@@ -317,11 +317,11 @@ pub struct Totals {
     pub refused: u64,
     #[prost(uint64, tag = "5")]
     pub waiting: u64,
-    /// Whether nobody is waited for.
+    /// Whether all have accepted it.
     #[prost(bool, tag = "6")]
     pub is_converged: bool,
 }
-/// What a client made of the resources of one type.
+/// What a client answered to the resources of one type.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClientOutcome {
     /// Number of its stream, as in the log and the admin endpoint.
@@ -329,20 +329,19 @@ pub struct ClientOutcome {
     pub stream: u64,
     #[prost(string, tag = "2")]
     pub node_id: ::prost::alloc::string::String,
+    /// Empty for all types at once: of a client that left, or that was moved to other documents.
     #[prost(string, tag = "3")]
-    pub node_cluster: ::prost::alloc::string::String,
-    #[prost(string, tag = "4")]
     pub type_url: ::prost::alloc::string::String,
-    #[prost(enumeration = "client_outcome::Verdict", tag = "5")]
+    #[prost(enumeration = "client_outcome::Verdict", tag = "4")]
     pub verdict: i32,
     /// The client's words if it refused. It keeps what it had.
-    #[prost(string, tag = "6")]
+    #[prost(string, tag = "5")]
     pub error: ::prost::alloc::string::String,
-    /// The resources it speaks of, the first 100.
-    #[prost(string, repeated, tag = "7")]
+    /// The resources that are to blame if it refused, as far as they are found.
+    #[prost(string, repeated, tag = "6")]
     pub resources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// From the commit to the answer.
-    #[prost(message, optional, tag = "8")]
+    #[prost(message, optional, tag = "7")]
     pub change_to_ack: ::core::option::Option<
         ::envoy_types::pb::google::protobuf::Duration,
     >,
@@ -365,6 +364,8 @@ pub mod client_outcome {
         Unspecified = 0,
         Accepted = 1,
         Refused = 2,
+        /// Its stream ended first.
+        Left = 3,
     }
     impl Verdict {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -376,6 +377,7 @@ pub mod client_outcome {
                 Self::Unspecified => "VERDICT_UNSPECIFIED",
                 Self::Accepted => "ACCEPTED",
                 Self::Refused => "REFUSED",
+                Self::Left => "LEFT",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -384,6 +386,7 @@ pub mod client_outcome {
                 "VERDICT_UNSPECIFIED" => Some(Self::Unspecified),
                 "ACCEPTED" => Some(Self::Accepted),
                 "REFUSED" => Some(Self::Refused),
+                "LEFT" => Some(Self::Left),
                 _ => None,
             }
         }
@@ -627,8 +630,10 @@ pub mod resource_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Follows a generation to its clients: totals first, then what each client says of each type and the totals
+        /// Follows a generation to its clients: totals first, then what each client answers to each type and the totals
         /// as they change, until every client that it concerns has answered. Ends then; a caller may end it before.
+        /// Answers from before the watch are in the totals; for the last commits of this API the first watch of each
+        /// has them one by one as well.
         pub async fn watch_convergence(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchConvergenceRequest>,
@@ -713,8 +718,10 @@ pub mod resource_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Follows a generation to its clients: totals first, then what each client says of each type and the totals
+        /// Follows a generation to its clients: totals first, then what each client answers to each type and the totals
         /// as they change, until every client that it concerns has answered. Ends then; a caller may end it before.
+        /// Answers from before the watch are in the totals; for the last commits of this API the first watch of each
+        /// has them one by one as well.
         async fn watch_convergence(
             &self,
             request: tonic::Request<super::WatchConvergenceRequest>,

@@ -51,7 +51,7 @@ impl Stream for Incoming {
 }
 
 pub(super) fn spawn(
-    tcp: TcpListener,
+    tcp: Option<TcpListener>,
     tls: Option<TlsFiles>,
     socket: Option<SocketFile>,
     refused: &RefusedConnections,
@@ -59,14 +59,17 @@ pub(super) fn spawn(
     let refusals = || RefusalLog::new(refused.clone());
     let (sender, ready) = mpsc::channel(READY_CONNECTIONS);
     let mut tasks = JoinSet::new();
-    match tls {
-        None => tasks.spawn(accept_plain(tcp, refusals(), sender.clone())),
-        Some(files) => {
-            tasks.spawn(accept_tls(tcp, files.config(), refusals(), sender.clone()));
-            tasks.spawn(files.watch())
+    match (tcp, tls) {
+        (None, _) => {}
+        (Some(tcp), None) => {
+            tasks.spawn(accept_plain(tcp, refusals(), sender.clone()));
         }
-    };
-    let file = socket.map(|SocketFile { listener, file }| {
+        (Some(tcp), Some(files)) => {
+            tasks.spawn(accept_tls(tcp, files.config(), refusals(), sender.clone()));
+            tasks.spawn(files.watch());
+        }
+    }
+    let file = socket.map(|SocketFile { listener, file, .. }| {
         tasks.spawn(accept_unix(listener, refusals(), sender));
         file
     });

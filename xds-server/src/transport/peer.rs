@@ -45,6 +45,14 @@ impl ConnectedPeer {
         self.identity.as_deref()
     }
 
+    /// The user of the process at the other end of a Unix socket.
+    pub fn uid(&self) -> Option<u32> {
+        match self.place {
+            Place::Unix { uid, .. } => Some(uid),
+            Place::Unknown | Place::Tcp(_) => None,
+        }
+    }
+
     /// Whether it came over the loopback interface.
     pub fn is_loopback(&self) -> bool {
         match self.place {

@@ -18,7 +18,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Why a connection was refused. The words never hold what a peer or a file chose, but for the SPIFFE ID of a certificate
 /// that the CA vouches for.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     /// Label of the metric; one of a few.
     kind: &'static str,
     words: String,
@@ -30,6 +30,14 @@ impl Refusal {
         Self {
             kind: "accept",
             words: error.to_string(),
+        }
+    }
+
+    /// A call of the programmatic API by somebody who may not.
+    pub(crate) fn api_call(words: String) -> Self {
+        Self {
+            kind: "api_call",
+            words,
         }
     }
 
@@ -99,7 +107,7 @@ fn kind_of_certificate(reason: &CertificateError) -> &'static str {
 
 /// Counts refusals, and says as many of them as a log can bear.
 #[derive(Debug)]
-pub(super) struct RefusalLog {
+pub(crate) struct RefusalLog {
     counts: RefusedConnections,
     since: Option<Instant>,
     logged: u32,
@@ -107,7 +115,7 @@ pub(super) struct RefusalLog {
 }
 
 impl RefusalLog {
-    pub(super) fn new(counts: RefusedConnections) -> Self {
+    pub(crate) fn new(counts: RefusedConnections) -> Self {
         Self {
             counts,
             since: None,
@@ -116,7 +124,7 @@ impl RefusalLog {
         }
     }
 
-    pub(super) fn note(&mut self, peer: &dyn Display, refusal: &Refusal) {
+    pub(crate) fn note(&mut self, peer: &dyn Display, refusal: &Refusal) {
         self.counts.count(refusal.kind);
         let now = Instant::now();
         if self.since.is_none_or(|since| now - since >= LOG_INTERVAL) {

@@ -10,8 +10,11 @@ use tokio::net::{UnixListener, UnixSocket};
 
 use super::TransportError;
 
-/// The owner and the group: who may connect beyond that is the directory's and the group's business.
-const MODE: u32 = 0o660;
+/// Mode for the owner and the group: who may connect beyond that is the directory's and the group's business.
+pub(super) const OWNER_AND_GROUP: u32 = 0o660;
+
+/// Mode for the owner alone.
+pub(super) const OWNER: u32 = 0o600;
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1024;
@@ -21,6 +24,8 @@ const BACKLOG: u32 = 1024;
 pub(super) struct SocketFile {
     pub(super) listener: UnixListener,
     pub(super) file: OwnFile,
+    /// The user whose file it is.
+    pub(super) owner: u32,
 }
 
 /// A file that is removed at the end if it is still the one that was made.
@@ -32,35 +37,40 @@ pub(super) struct OwnFile {
 
 impl SocketFile {
     /// Listens on `path`, in the place of a socket that nobody serves any more.
-    pub(super) fn bind(path: &Path) -> Result<Self, TransportError> {
-        check_free(path)?;
-        let made = make(path);
+    pub(super) fn bind(
+        path: &Path,
+        permissions: u32,
+        flag: &'static str,
+    ) -> Result<Self, TransportError> {
+        check_free(path, flag)?;
+        let made = make(path, permissions);
         made.map_err(|source| TransportError::Socket {
             path: path.to_owned(),
+            flag,
             source,
         })
     }
 }
 
-fn check_free(path: &Path) -> Result<(), TransportError> {
+fn check_free(path: &Path, flag: &'static str) -> Result<(), TransportError> {
     let Ok(found) = fs::symlink_metadata(path) else {
         // Not there, or not to be seen: then making it fails and says why.
         return Ok(());
     };
     let path = path.to_owned();
     if !found.file_type().is_socket() {
-        return Err(TransportError::NotASocket { path });
+        return Err(TransportError::NotASocket { path, flag });
     }
     match UnixStream::connect(&path) {
-        Ok(_) => Err(TransportError::SocketInUse { path }),
+        Ok(_) => Err(TransportError::SocketInUse { path, flag }),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        Err(source) => Err(TransportError::Socket { path, source }),
+        Err(source) => Err(TransportError::Socket { path, flag, source }),
     }
 }
 
 // Under another name first: nobody connects before the mode is right, and a rename replaces a stale socket without a
 // moment when there is none.
-fn make(path: &Path) -> io::Result<SocketFile> {
+fn make(path: &Path, permissions: u32) -> io::Result<SocketFile> {
     let draft = path.with_file_name(format!(".{}", std::process::id()));
     // Of a process of this number that was killed on the way.
     match fs::remove_file(&draft) {
@@ -69,13 +79,14 @@ fn make(path: &Path) -> io::Result<SocketFile> {
     }
     let socket = UnixSocket::new_stream()?;
     socket.bind(&draft)?;
-    let made = fs::set_permissions(&draft, fs::Permissions::from_mode(MODE))
+    let made = fs::set_permissions(&draft, fs::Permissions::from_mode(permissions))
         .and_then(|()| socket.listen(BACKLOG))
         .and_then(|listener| {
             let made = fs::symlink_metadata(&draft)?;
             fs::rename(&draft, path)?;
             Ok(SocketFile {
                 listener,
+                owner: made.uid(),
                 file: OwnFile {
                     path: path.to_owned(),
                     device_and_inode: (made.dev(), made.ino()),
