@@ -51,6 +51,7 @@ impl ControlPlanePlan {
 #[derive(Debug)]
 pub struct ControlPlane {
     documents: PathBuf,
+    flags: Vec<String>,
     plan: ControlPlanePlan,
     process: Option<Process>,
     socket: Option<PathBuf>,
@@ -68,6 +69,7 @@ impl ControlPlane {
             .with_context(|| format!("{} could not be made", documents.display()))?;
         Ok(Self {
             documents,
+            flags: Vec::new(),
             plan,
             process: None,
             socket: None,
@@ -77,6 +79,11 @@ impl ControlPlane {
     /// Has the program, when it starts, listen on a Unix socket as well.
     pub fn listen_on_socket(&mut self, path: PathBuf) {
         self.socket = Some(path);
+    }
+
+    /// Gives the program more flags when it is started.
+    pub fn add_flags(&mut self, flags: &[&str]) {
+        self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
     }
 
     /// Starts the program and waits until it is ready.
@@ -117,6 +124,7 @@ impl ControlPlane {
         if let Some(path) = &self.socket {
             args.extend(["--xds-socket".into(), path.clone().into()]);
         }
+        args.extend(self.flags.iter().map(OsString::from));
         let mut process = Process::start(&Program {
             args,
             log_dir: &self.plan.dir,

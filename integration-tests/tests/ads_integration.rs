@@ -17,6 +17,8 @@ mod delivery;
 mod fixture;
 #[path = "ads_integration/listeners.rs"]
 mod listeners;
+#[path = "ads_integration/load_reports.rs"]
+mod load_reports;
 #[path = "ads_integration/resources.rs"]
 mod resources;
 #[path = "ads_integration/xds_tp.rs"]
