@@ -11,6 +11,7 @@ use serde_json::json;
 const REDACTED: &str = "[redacted]";
 const SENSITIVE: &str = "udpa.annotations.sensitive";
 const ANY: &str = "google.protobuf.Any";
+const STRING: &str = "type.googleapis.com/google.protobuf.StringValue";
 
 /// Levels of nesting that are shown. Envoy's deepest configuration has about 30.
 const DEPTH: usize = 100;
@@ -87,10 +88,8 @@ fn descend(value: &mut Value, depth: usize) {
 
 fn redact_any(any: &mut DynamicMessage, depth: usize) {
     let type_url = any.get_field_by_name("type_url");
-    let type_url = type_url
-        .as_deref()
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+    let type_url = type_url.as_deref().and_then(Value::as_str);
+    let type_url = type_url.unwrap_or_default().to_owned();
     let name = type_url.rsplit('/').next().unwrap_or_default();
     let inner = descriptor_pool()
         .get_message_by_name(name)
@@ -98,15 +97,19 @@ fn redact_any(any: &mut DynamicMessage, depth: usize) {
             let value = any.get_field_by_name("value")?;
             DynamicMessage::decode(descriptor, value.as_bytes()?.clone()).ok()
         });
-    let bytes = match inner {
+    match inner {
         Some(mut inner) if depth > 0 && type_url != type_rules::SECRET => {
             redact(&mut inner, depth - 1);
-            inner.encode_to_vec()
+            any.set_field_by_name("value", Value::Bytes(inner.encode_to_vec().into()));
         }
-        // Unknown content may be secret.
-        Some(_) | None => Vec::new(),
-    };
-    any.set_field_by_name("value", Value::Bytes(bytes.into()));
+        Some(_) => any.set_field_by_name("value", Value::Bytes(Vec::new().into())),
+        // Unknown content may be secret, and nothing around it could be shown as JSON.
+        None => {
+            let shown = format!("[not shown: {type_url}]").encode_to_vec();
+            any.set_field_by_name("type_url", Value::String(STRING.to_owned()));
+            any.set_field_by_name("value", Value::Bytes(shown.into()));
+        }
+    }
 }
 
 // Puts a marker where a text can stand, and empties the rest.
@@ -144,4 +147,40 @@ fn is_sensitive(field: &FieldDescriptor) -> bool {
     };
     let options = field.options();
     options.get_extension(&extension).as_bool().unwrap_or(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_proto::pb::envoy::config::cluster::v3::Cluster;
+    use isthmus_proto::pb::google::protobuf::Any;
+
+    use super::*;
+
+    #[test]
+    fn what_no_descriptor_is_known_of_is_not_shown_and_hides_nothing_around_it() {
+        let unknown = Any {
+            type_url: "type.googleapis.com/acme.Options".to_owned(),
+            value: b"TOP-SECRET".to_vec(),
+        };
+        let cluster = Cluster {
+            name: "backend".to_owned(),
+            typed_extension_protocol_options: [("acme".to_owned(), unknown)].into(),
+            ..Cluster::default()
+        };
+        let bytes = cluster.encode_to_vec();
+        let shown = render(type_rules::CLUSTER, &bytes);
+        let option = &shown["typedExtensionProtocolOptions"]["acme"];
+        assert_eq!(shown["name"], "backend");
+        assert_eq!(
+            option["value"],
+            "[not shown: type.googleapis.com/acme.Options]"
+        );
+        let encoded = encode(type_rules::CLUSTER, &bytes);
+        assert!(!String::from_utf8_lossy(&encoded).contains("TOP-SECRET"));
+        assert_eq!(Cluster::decode(&*encoded).unwrap().name, "backend");
+        assert_eq!(
+            encode("type.googleapis.com/acme.Options", b"TOP-SECRET"),
+            b""
+        );
+    }
 }
