@@ -21,7 +21,7 @@ use prost::Message;
 use crate::convergence::{Answerer, Convergence, Rest};
 use crate::interest::Slot;
 use crate::plane::Plane;
-use crate::scope::{Bell, Scope};
+use crate::scope::{Bell, Scope, Standing};
 use crate::transport::ConnectedPeer;
 
 /// One open stream.
@@ -48,6 +48,8 @@ pub struct Client {
 struct Live {
     scope: Arc<Scope>,
     stream: Stream,
+    // Of the view that the stream has.
+    standing: Standing,
     // The commit that the scope had when the client came to it.
     placed_at: u64,
     // The newest commit of all that were owed and are answered.
@@ -82,7 +84,7 @@ impl Client {
     /// Where it stands, resource by resource, and what its scope has. Costs all that it asked for.
     pub fn resources(&self) -> (Vec<ResourceStatus>, Arc<View>) {
         let live = self.lock();
-        (live.stream.config_status(), live.scope.view())
+        (live.stream.config_status(), live.scope.view_for(self.id).0)
     }
 
     /// Applies a request to the newest view. The index knows what it asked for when this returns.
@@ -93,13 +95,12 @@ impl Client {
         now: Duration,
     ) -> Result<Vec<Event>, RequestError> {
         let mut live = self.lock();
-        live.catch_up(&self.bell, now);
-        let newest = live.scope.view();
-        live.move_on(newest, now);
+        live.catch_up(self.id, &self.bell, now);
+        live.move_on(self.id, now);
         let amended = live.stream.handle_request(request, now)?;
         if !amended.change.is_nothing() {
-            let newest = live.scope.amend(self.slot, &amended);
-            live.move_on(newest, now);
+            live.scope.amend(self.slot, &amended);
+            live.move_on(self.id, now);
         }
         let events = live.stream.take_events();
         if !events.is_empty() {
@@ -111,7 +112,7 @@ impl Client {
     /// Moves on if the bell was rung, then takes the next response.
     pub(crate) fn take_turn(&self, convergence: &Convergence, now: Duration) -> Turn {
         let mut live = self.lock();
-        live.catch_up(&self.bell, now);
+        live.catch_up(self.id, &self.bell, now);
         let response = live.stream.poll(now);
         if let Some(response) = response {
             if self.bell.owed() > live.answered {
@@ -182,8 +183,8 @@ impl Client {
             live.scope = Arc::clone(scope);
             // Of the last scope; nobody rings for that any more.
             self.bell.take_change();
-            let newest = scope.join(self, &live.stream);
-            live.move_on(newest, now);
+            scope.join(self, &live.stream);
+            live.move_on(self.id, now);
             live.placed_at = generation;
             rest = live.rest();
         }
@@ -200,15 +201,15 @@ impl Client {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
-        if !self.bell.has_change() {
+        if !self.bell.has_change() && live.standing == Standing::Newest {
             live.stream.skip_to(Arc::clone(newest));
         }
     }
 
     fn join(self: &Arc<Self>) {
         let mut live = self.lock();
-        let newest = live.scope.join(self, &live.stream);
-        live.move_on(newest, Duration::ZERO);
+        live.scope.join(self, &live.stream);
+        live.move_on(self.id, Duration::ZERO);
     }
 
     fn leave(&self, convergence: &Convergence) {
@@ -236,19 +237,22 @@ impl Live {
 
     // Costs the changes since the first one that it was rung for: up to there, it only lets go of
     // what it had.
-    fn catch_up(&mut self, bell: &Bell, now: Duration) {
+    fn catch_up(&mut self, id: u64, bell: &Bell, now: Duration) {
         let Some(unconcerned) = bell.take_change() else {
             return;
         };
-        // A stream that subscribed meanwhile is at a newer view already.
-        if unconcerned.generation() > self.stream.view().generation() {
+        // A stream that subscribed meanwhile is at a newer view already, and one that is apart never
+        // held what is in the newest.
+        let is_apart = self.standing == Standing::Apart;
+        if !is_apart && unconcerned.generation() > self.stream.view().generation() {
             self.stream.skip_to(unconcerned);
         }
-        let newest = self.scope.view();
-        self.move_on(newest, now);
+        self.move_on(id, now);
     }
 
-    fn move_on(&mut self, view: Arc<View>, now: Duration) {
+    fn move_on(&mut self, id: u64, now: Duration) {
+        let (view, standing) = self.scope.view_for(id);
+        self.standing = standing;
         if !Arc::ptr_eq(self.stream.view(), &view) {
             self.stream.handle_view(view, now);
         }
@@ -325,6 +329,7 @@ impl Membership {
             live: Mutex::new(Live {
                 scope: who.scope,
                 stream: who.stream,
+                standing: Standing::Newest,
                 placed_at: 0,
                 answered: 0,
             }),

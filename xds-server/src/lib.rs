@@ -68,6 +68,7 @@ pub mod metrics;
 pub mod nacks;
 pub mod plane;
 pub mod provenance;
+pub mod quarantine;
 pub mod redact;
 pub mod reload;
 pub mod resources;

@@ -3,11 +3,12 @@
 //! The lock is taken to publish, to open a stream and to print state; never on the push path. A
 //! change wakes the streams that want it and no other: see [`crate::scope`].
 
+mod aside;
 mod refusals;
 mod rollback;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,9 +26,15 @@ use crate::loads::{LoadCollector, Loads};
 use crate::metrics::Metrics;
 use crate::nacks::Nacks;
 use crate::provenance::Origins;
+use crate::quarantine::Quarantine;
 use crate::scope::Scope;
 
+use self::aside::{Accepted, apart_of};
+
 pub use self::rollback::{Pin, RollbackError};
+
+/// Scopes without clients of which it is remembered what was accepted.
+const SCOPES_REMEMBERED: usize = 4096;
 
 /// The control plane, shared by the source, the services and the admin endpoint.
 #[derive(Debug)]
@@ -37,6 +44,8 @@ pub struct Plane {
     moves: AtomicU64,
     is_ready: watch::Sender<bool>,
     last_stream: AtomicU64,
+    // Whether an acceptance may matter: read for each one.
+    has_quarantine: AtomicBool,
     /// The streams that are open.
     pub clients: Clients,
     pub(crate) admission: Admission,
@@ -56,6 +65,9 @@ struct State {
     scopes: BTreeMap<ScopeKey, Arc<Scope>>,
     history: History,
     nacks: Nacks,
+    quarantine: Quarantine,
+    // Of scopes that have no clients: by type, the newest generation that one accepted.
+    accepted: Accepted,
     pin: Option<Pin>,
 }
 
@@ -77,6 +89,7 @@ impl Plane {
             moves: AtomicU64::new(0),
             is_ready: watch::Sender::new(false),
             last_stream: AtomicU64::new(0),
+            has_quarantine: AtomicBool::new(false),
             clients: Clients::default(),
             admission: Admission::default(),
             convergence: Convergence::new(metrics.changes.clone()),
@@ -147,12 +160,24 @@ impl Plane {
         let source = commit.source;
         let mut state = self.lock();
         let State {
-            catalog, scopes, ..
+            catalog,
+            scopes,
+            accepted,
+            ..
         } = &mut *state;
         let is_patch = |it: &Operation| matches!(it, Operation::Patch { .. });
         if !commit.operations.iter().all(is_patch) {
             // A scope that only this map knows has no streams, and gets none but through it.
-            scopes.retain(|_, scope| Arc::strong_count(scope) > 1);
+            scopes.retain(|key, scope| {
+                let is_used = Arc::strong_count(scope) > 1;
+                if !is_used {
+                    accepted.insert(key.clone(), scope.accepted());
+                }
+                is_used
+            });
+            while accepted.len() > SCOPES_REMEMBERED {
+                accepted.pop_first();
+            }
             catalog.retain_scopes(|key| scopes.contains_key(key));
         }
         let staged = catalog.stage(commit)?;
@@ -185,9 +210,20 @@ impl Plane {
 
     fn announce(&self, mut state: MutexGuard<'_, State>, published: &Published, at: Instant) {
         let State {
+            history,
+            quarantine,
+            ..
+        } = &mut *state;
+        quarantine.retain_in_force(history);
+        self.has_quarantine
+            .store(!quarantine.is_empty(), Ordering::Release);
+        let State {
             catalog,
             awaited,
             scopes,
+            history,
+            quarantine,
+            accepted,
             ..
         } = &mut *state;
         let generation = published.generation;
@@ -203,7 +239,9 @@ impl Plane {
         for change in &published.changed {
             if let Some(scope) = scopes.get(&change.scope) {
                 let view = catalog.view(&change.scope);
-                let announced = scope.announce(view, &change.resources, &self.convergence);
+                let apart = apart_of(quarantine, history, accepted, scope, &view);
+                let (resources, convergence) = (&change.resources, &self.convergence);
+                let announced = scope.announce(view, resources, apart, convergence);
                 self.metrics.count_wakes(announced.woken);
             }
         }
@@ -233,13 +271,21 @@ impl Plane {
     fn scope_at(&self, node: &NodeView<'_>) -> (Arc<Scope>, u64) {
         let mut state = self.lock();
         let State {
-            catalog, scopes, ..
+            catalog,
+            scopes,
+            history,
+            quarantine,
+            accepted,
+            ..
         } = &mut *state;
         let key = catalog.scope_of(node);
         let view = catalog.view(&key);
-        let scope = scopes
-            .entry(key.clone())
-            .or_insert_with(|| Arc::new(Scope::new(key, view)));
+        let scope = scopes.entry(key.clone()).or_insert_with(|| {
+            let scope = Scope::new(key, Arc::clone(&view));
+            let apart = apart_of(quarantine, history, accepted, &scope, &view);
+            scope.set_apart(apart);
+            Arc::new(scope)
+        });
         (Arc::clone(scope), catalog.generation())
     }
 

@@ -11,13 +11,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::task::Context;
 
 use atomic_waker::AtomicWaker;
 use isthmus_xds_core::catalog::ResourceChange;
 use isthmus_xds_core::stream::Amended;
-use isthmus_xds_core::{ScopeKey, Stream, View};
+use isthmus_xds_core::{ScopeKey, Stream, TypeUrl, View};
 use roaring::RoaringBitmap;
 
 use crate::clients::Client;
@@ -33,7 +33,7 @@ const BRING_ALONG_AFTER: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Scope {
     key: ScopeKey,
-    view: RwLock<Arc<View>>,
+    offer: RwLock<Offer>,
     members: Mutex<Members>,
 }
 
@@ -41,8 +41,37 @@ pub(crate) struct Scope {
 struct Members {
     index: InterestIndex,
     clients: BTreeMap<Slot, Arc<Client>>,
+    // By type, of clients that are gone.
+    accepted: BTreeMap<TypeUrl, u64>,
     // Since all streams were at the newest view.
     changes: usize,
+}
+
+/// What the clients of a scope should have.
+#[derive(Debug)]
+struct Offer {
+    newest: Arc<View>,
+    apart: Option<Apart>,
+}
+
+/// What newcomers should have while something in the newest view is in quarantine.
+#[derive(Debug)]
+pub(crate) struct Apart {
+    /// Streams with numbers above this are newcomers.
+    pub(crate) after_stream: u64,
+    /// What they should have.
+    pub(crate) view: Arc<View>,
+    /// Where that is not the newest view.
+    pub(crate) changes: Vec<ResourceChange>,
+}
+
+/// Whether a stream has what all have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Standing {
+    /// It is a newcomer while something is in quarantine.
+    Apart,
+    /// It has the newest view.
+    Newest,
 }
 
 /// What an announcement did.
@@ -56,7 +85,10 @@ impl Scope {
     pub(crate) fn new(key: ScopeKey, view: Arc<View>) -> Self {
         Self {
             key,
-            view: RwLock::new(view),
+            offer: RwLock::new(Offer {
+                newest: view,
+                apart: None,
+            }),
             members: Mutex::default(),
         }
     }
@@ -67,8 +99,46 @@ impl Scope {
 
     /// The newest view.
     pub(crate) fn view(&self) -> Arc<View> {
-        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&view)
+        Arc::clone(&self.read_offer().newest)
+    }
+
+    /// The view that a stream should have, and whether that is another than the newest.
+    pub(crate) fn view_for(&self, stream: u64) -> (Arc<View>, Standing) {
+        let offer = self.read_offer();
+        match &offer.apart {
+            Some(apart) if stream > apart.after_stream => {
+                (Arc::clone(&apart.view), Standing::Apart)
+            }
+            Some(_) | None => (Arc::clone(&offer.newest), Standing::Newest),
+        }
+    }
+
+    /// The newest generation of each type that a client accepted which is gone.
+    pub(crate) fn accepted(&self) -> BTreeMap<TypeUrl, u64> {
+        self.lock().accepted.clone()
+    }
+
+    /// Has newcomers get something else than the newest view, or that again, and wakes those for
+    /// whom it makes a difference.
+    pub(crate) fn set_apart(&self, apart: Option<Apart>) -> usize {
+        let members = self.lock();
+        let newest = self.view();
+        let changes = self.replace_apart(apart);
+        members.ring(&union(members.index.wanting(&changes).values()), &newest)
+    }
+
+    // Returns what the streams that are apart may lack, or have too much.
+    fn replace_apart(&self, apart: Option<Apart>) -> Vec<ResourceChange> {
+        let mut changes = Vec::new();
+        changes.extend(apart.iter().flat_map(|it| it.changes.iter().cloned()));
+        let mut offer = self.offer.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut offer.apart, apart);
+        changes.extend(before.into_iter().flat_map(|it| it.changes));
+        changes
+    }
+
+    fn read_offer(&self) -> RwLockReadGuard<'_, Offer> {
+        self.offer.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts the next view in place and wakes the streams that want any of what changed.
@@ -76,6 +146,7 @@ impl Scope {
         &self,
         view: Arc<View>,
         changes: &[ResourceChange],
+        apart: Option<Apart>,
         convergence: &Convergence,
     ) -> Announced {
         let mut members = self.lock();
@@ -84,13 +155,24 @@ impl Scope {
         let concerned = union(wanting.values());
         // Before anybody can answer.
         convergence.owe(generation, &concerned, wanting);
-        let previous = self.replace_view(view);
-        let mut woken = 0;
         for slot in &concerned {
             if let Some(client) = members.clients.get(&slot) {
                 client.bell.owe(generation);
-                woken += usize::from(client.bell.ring_change(&previous));
             }
+        }
+        // Nobody may see the one without the other.
+        let mut offer = self.offer.write().unwrap_or_else(PoisonError::into_inner);
+        let previous = std::mem::replace(&mut offer.newest, view);
+        let before = std::mem::replace(&mut offer.apart, apart);
+        let differing = before.iter().chain(&offer.apart);
+        let differing: Vec<ResourceChange> = differing
+            .flat_map(|it| it.changes.iter().cloned())
+            .collect();
+        drop(offer);
+        let mut woken = members.ring(&concerned, &previous);
+        if !differing.is_empty() {
+            let wanting = members.index.wanting(&differing);
+            woken += members.ring(&union(wanting.values()), &previous);
         }
         members.changes += changes.len();
         if members.changes > BRING_ALONG_AFTER.max(members.clients.len()) {
@@ -117,22 +199,20 @@ impl Scope {
         clients.filter(|client| client.bell.ring_moved()).count()
     }
 
-    /// Takes in a client and what its stream wants. Returns the view that it should have.
-    pub(crate) fn join(&self, client: &Arc<Client>, stream: &Stream) -> Arc<View> {
+    /// Takes in a client and what its stream wants. It reads the view after that.
+    pub(crate) fn join(&self, client: &Arc<Client>, stream: &Stream) {
         let mut members = self.lock();
         for (type_url, wanted) in stream.subscriptions() {
             members.index.insert(client.slot, type_url, wanted);
         }
         members.clients.insert(client.slot, Arc::clone(client));
-        self.view()
     }
 
-    /// Takes note of what a stream wants from here on. Returns the view that it should have.
-    pub(crate) fn amend(&self, slot: Slot, amended: &Amended) -> Arc<View> {
+    /// Takes note of what a stream wants from here on. It reads the view after that.
+    pub(crate) fn amend(&self, slot: Slot, amended: &Amended) {
         let mut members = self.lock();
         let (type_url, change) = (&amended.type_url, &amended.change);
         members.index.amend(slot, type_url, change);
-        self.view()
     }
 
     /// Lets a client go; it is not rung any more.
@@ -140,6 +220,12 @@ impl Scope {
         let mut members = self.lock();
         for (type_url, wanted) in stream.subscriptions() {
             members.index.remove(slot, type_url, wanted);
+        }
+        for status in stream.status() {
+            if let Some(generation) = status.acked_generation {
+                let newest = members.accepted.entry(status.type_url).or_default();
+                *newest = generation.max(*newest);
+            }
         }
         members.clients.remove(&slot);
     }
@@ -158,14 +244,18 @@ impl Scope {
         }
     }
 
-    fn replace_view(&self, view: Arc<View>) -> Arc<View> {
-        let mut place = self.view.write().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut place, view)
-    }
-
     // A panic while the lock was held can leave a stream unrung; the others must go on.
     fn lock(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Members {
+    fn ring(&self, slots: &RoaringBitmap, previous: &Arc<View>) -> usize {
+        let clients = slots.iter().filter_map(|slot| self.clients.get(&slot));
+        clients
+            .filter(|client| client.bell.ring_change(previous))
+            .count()
     }
 }
 

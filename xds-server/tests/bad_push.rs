@@ -6,5 +6,7 @@
 mod history;
 #[path = "bad_push/nacks.rs"]
 mod nacks;
+#[path = "bad_push/quarantine.rs"]
+mod quarantine;
 #[path = "bad_push/support.rs"]
 mod support;

@@ -47,6 +47,33 @@ impl View {
         Self { generation, types }
     }
 
+    /// The same commit with some names changed, for clients that get something else. What is
+    /// changed follows nothing: moving to it or from it compares whole sets.
+    #[must_use]
+    pub fn apart(&self, changes: &[Change]) -> Self {
+        let mut types = self.types.clone();
+        let mut by_type: BTreeMap<&TypeUrl, Vec<&Change>> = BTreeMap::new();
+        for change in changes {
+            by_type.entry(&change.type_url).or_default().push(change);
+        }
+        for (type_url, changes) in by_type {
+            let mut set = match types.get(type_url) {
+                Some(set) => TypeSet::clone(set),
+                None => TypeSet::first(self.generation),
+            };
+            set.lineage = Arc::default();
+            set.log = Vec::new();
+            set.log_floor = set.generation;
+            let generation = set.generation;
+            let apart = TypeSet::after(&Arc::new(set), generation, &changes);
+            types.insert(TypeUrl::clone(type_url), apart);
+        }
+        Self {
+            generation: self.generation,
+            types,
+        }
+    }
+
     /// Number of the commit that this view belongs to.
     pub fn generation(&self) -> u64 {
         self.generation
@@ -80,7 +107,7 @@ impl View {
 }
 
 /// All resources of one type in a view, and how they came to be.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TypeSet {
     version: Version,
     resources: RedBlackTreeMapSync<Name, Arc<Resource>>,

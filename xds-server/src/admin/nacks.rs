@@ -9,15 +9,18 @@ use super::history::{age_seconds, unix_millis};
 use crate::history::History;
 use crate::metrics::short_name;
 use crate::nacks::Nack;
+use crate::plane::Plane;
 use crate::provenance::ResourceKey;
 
 pub(super) async fn list(State(Admin { plane, .. }): State<Admin>) -> Json<Value> {
     let (history, nacks) = (plane.history(), plane.nacks());
-    let rows = nacks.newest_first().map(|nack| render(nack, &history));
+    let rows = nacks
+        .newest_first()
+        .map(|nack| render(nack, &plane, &history));
     Json(json!({ "nacks": rows.collect::<Vec<_>>() }))
 }
 
-fn render(nack: &Nack, history: &History) -> Value {
+fn render(nack: &Nack, plane: &Plane, history: &History) -> Value {
     let culprits = nack.culprits.iter().map(|it| {
         let key = ResourceKey {
             type_url: nack.type_url.clone(),
@@ -28,6 +31,7 @@ fn render(nack: &Nack, history: &History) -> Value {
             "version": it.version.to_string(),
             "document": &*it.document,
             "origin": it.origin.to_string(),
+            "isSetAside": plane.is_set_aside(&key, it.version),
             "isInForce": history.is_in_force(&key, it.version),
         })
     });

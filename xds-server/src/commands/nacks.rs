@@ -46,6 +46,7 @@ struct Culprit {
     name: String,
     origin: String,
     is_in_force: bool,
+    is_set_aside: bool,
 }
 
 impl Nacks {
@@ -79,10 +80,10 @@ fn list(out: &mut dyn Write, listed: &Listed) -> io::Result<()> {
             rows.push(row("?", "?", "?"));
         }
         for culprit in &nack.culprits {
-            let state = if culprit.is_in_force {
-                "in force"
-            } else {
-                "replaced"
+            let state = match (culprit.is_in_force, culprit.is_set_aside) {
+                (true, true) => "in force, set aside",
+                (true, false) => "in force",
+                (false, _) => "replaced",
             };
             rows.push(row(&culprit.name, &culprit.origin, state));
         }

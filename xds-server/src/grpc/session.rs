@@ -197,6 +197,10 @@ impl Session {
                 let client = self.membership.client();
                 self.plane.note_refusal(self.id, client, type_url, refusal);
             }
+            if let Event::Acked { type_url, .. } = event {
+                let client = self.membership.client();
+                self.plane.note_acceptance(self.id, client, type_url);
+            }
         }
         Ok(())
     }

@@ -37,6 +37,7 @@ impl Plane {
             culprits = written.collect::<Vec<_>>().join(", "),
             "the client refused its configuration and keeps what it had"
         );
+        self.set_aside(stream, &scope, type_url, &culprits);
         self.lock().nacks.record(Nack {
             at: SystemTime::now(),
             node_id: Arc::clone(&client.node_id),

@@ -1,0 +1,240 @@
+//! Versions of resources that a client refused and none accepted: who connects from then on gets
+//! what was accepted last instead.
+//!
+//! Invariant: no clock, no I/O, no lock. A version leaves when some client accepts it, or when no
+//! document has it any more. Clients that were connected before are left to their own streams.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use isthmus_xds_core::catalog::ResourceChange;
+use isthmus_xds_core::view::Change;
+use isthmus_xds_core::{Name, Resource, TypeUrl, Version, View};
+
+use crate::history::{Generation, History};
+use crate::provenance::ResourceKey;
+use crate::validate::references::references;
+
+/// Versions in quarantine at once: beyond it a bad push is so bad that the rest is served as it is.
+pub const QUARANTINED: usize = 1024;
+
+/// Resources that one scope gets from the past, with what they refer to.
+const SUBSTITUTES: usize = 4096;
+
+/// Streams that are remembered to have refused a version; the others' word is taken as it comes.
+const REFUSERS: usize = 64;
+
+/// What is set aside.
+#[derive(Debug, Default)]
+pub struct Quarantine {
+    entries: BTreeMap<(ResourceKey, Version), Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    // The last stream that was open when the version was refused.
+    since_stream: u64,
+    refused_by: BTreeSet<u64>,
+}
+
+struct Past<'a> {
+    type_url: TypeUrl,
+    resource: Arc<Resource>,
+    generation: &'a Generation,
+}
+
+/// What the newcomers of a scope get in the place of what is in quarantine.
+#[derive(Debug, Default)]
+pub struct Substitutes {
+    /// Streams with numbers above this are newcomers.
+    pub after_stream: u64,
+    /// Resources from the past, and `None` where nothing was ever accepted.
+    pub changes: Vec<Change>,
+}
+
+impl Quarantine {
+    /// Sets a version aside, or notes that one more stream refused it. Returns whether it was not
+    /// there before.
+    pub fn refuse(
+        &mut self,
+        key: ResourceKey,
+        version: Version,
+        stream: u64,
+        last_stream: u64,
+    ) -> bool {
+        let is_full = self.entries.len() >= QUARANTINED;
+        let id = (key, version);
+        let is_new = !self.entries.contains_key(&id);
+        if is_new && is_full {
+            return false;
+        }
+        let entry = self.entries.entry(id).or_insert_with(|| Entry {
+            since_stream: last_stream,
+            refused_by: BTreeSet::new(),
+        });
+        if entry.refused_by.len() < REFUSERS {
+            entry.refused_by.insert(stream);
+        }
+        is_new
+    }
+
+    /// Lets a version go that a stream accepted, unless the same stream refused it. Returns whether
+    /// it was there.
+    pub fn accept(&mut self, key: &ResourceKey, version: Version, stream: u64) -> bool {
+        let id = (key.clone(), version);
+        let entry = self.entries.get(&id);
+        if entry.is_none_or(|entry| entry.refused_by.contains(&stream)) {
+            return false;
+        }
+        self.entries.remove(&id).is_some()
+    }
+
+    /// Lets versions go that nobody has any more.
+    pub fn retain_in_force(&mut self, history: &History) {
+        self.entries
+            .retain(|(key, version), _| history.is_in_force(key, *version));
+    }
+
+    /// Whether a version is set aside.
+    pub fn has(&self, key: &ResourceKey, version: Version) -> bool {
+        self.entries.contains_key(&(key.clone(), version))
+    }
+
+    /// Whether nothing is set aside.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// What is set aside, with its versions.
+    pub fn versions(&self) -> impl Iterator<Item = (&ResourceKey, Version)> {
+        self.entries.keys().map(|(key, version)| (key, *version))
+    }
+
+    /// What newcomers get instead, in a scope of `documents` whose newest view is `view`.
+    /// `accepted` is the newest generation of a type that a client of the scope accepted. What a
+    /// resource from the past refers to and the view lacks comes from the same past.
+    pub fn substitutes(
+        &self,
+        documents: &[Name],
+        view: &View,
+        history: &History,
+        accepted: &BTreeMap<TypeUrl, u64>,
+    ) -> Substitutes {
+        let mut found = Substitutes {
+            after_stream: u64::MAX,
+            changes: Vec::new(),
+        };
+        let mut wanted = Vec::new();
+        for ((key, version), entry) in &self.entries {
+            let has = in_view(view, key).is_some_and(|it| it.version() == *version);
+            if !has || found.changes.len() >= SUBSTITUTES {
+                continue;
+            }
+            found.after_stream = found.after_stream.min(entry.since_stream);
+            let until = accepted.get(&key.type_url).copied().unwrap_or(0);
+            let past = self.accepted_before(documents, key, history, until);
+            found
+                .changes
+                .push(change(key, past.as_ref().map(|it| &it.0)));
+            wanted.extend(past.map(|(resource, generation)| Past {
+                type_url: TypeUrl::clone(&key.type_url),
+                resource,
+                generation,
+            }));
+        }
+        self.complete(&mut found, wanted, documents, view);
+        found
+    }
+
+    // The newest version that is not set aside, among the generations that were accepted.
+    fn accepted_before<'a>(
+        &self,
+        documents: &[Name],
+        key: &ResourceKey,
+        history: &'a History,
+        until: u64,
+    ) -> Option<(Arc<Resource>, &'a Generation)> {
+        let past = history.generations().filter(|it| it.number <= until);
+        for generation in past {
+            // It was removed in what was accepted last: there is nothing to go back to.
+            let resource = generation.resource(documents, key)?.resource;
+            if !self.has(key, resource.version()) {
+                return Some((resource, generation));
+            }
+        }
+        None
+    }
+
+    fn complete(
+        &self,
+        found: &mut Substitutes,
+        mut wanted: Vec<Past<'_>>,
+        documents: &[Name],
+        view: &View,
+    ) {
+        let mut seen: BTreeSet<ResourceKey> = found
+            .changes
+            .iter()
+            .map(|it| ResourceKey {
+                type_url: TypeUrl::clone(&it.type_url),
+                name: Name::clone(&it.name),
+            })
+            .collect();
+        while let Some(past) = wanted.pop() {
+            let message = past.type_url.rsplit('/').next().unwrap_or_default();
+            for reference in references(message, &past.resource.value()) {
+                let key = ResourceKey {
+                    type_url: TypeUrl::from(reference.target.type_url()),
+                    name: Name::from(reference.name),
+                };
+                if found.changes.len() >= SUBSTITUTES
+                    || in_view(view, &key).is_some()
+                    || !seen.insert(key.clone())
+                {
+                    continue;
+                }
+                if let Some(traced) = past.generation.resource(documents, &key)
+                    && !self.has(&key, traced.resource.version())
+                {
+                    found.changes.push(change(&key, Some(&traced.resource)));
+                    wanted.push(Past {
+                        type_url: key.type_url,
+                        resource: traced.resource,
+                        generation: past.generation,
+                    });
+                }
+            }
+        }
+    }
+}
+
+impl Substitutes {
+    /// The names that they are about, for whoever wants one of them.
+    pub fn resource_changes(&self) -> Vec<ResourceChange> {
+        let changes = self.changes.iter();
+        changes
+            .map(|it| ResourceChange {
+                type_url: TypeUrl::clone(&it.type_url),
+                name: Name::clone(&it.name),
+                aliases: it
+                    .resource
+                    .iter()
+                    .flat_map(|it| it.aliases())
+                    .cloned()
+                    .collect(),
+            })
+            .collect()
+    }
+}
+
+fn in_view<'a>(view: &'a View, key: &ResourceKey) -> Option<&'a Arc<Resource>> {
+    view.type_set(&key.type_url)?.resource(&key.name)
+}
+
+fn change(key: &ResourceKey, resource: Option<&Arc<Resource>>) -> Change {
+    Change {
+        type_url: TypeUrl::clone(&key.type_url),
+        name: Name::clone(&key.name),
+        resource: resource.map(Arc::clone),
+    }
+}
