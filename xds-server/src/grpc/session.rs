@@ -17,7 +17,6 @@ use super::Opening;
 use super::node::ClientNode;
 use super::requests::{Inbound, Requests};
 use super::responses::{SessionBody, Slot};
-use crate::admission::Crowded;
 use crate::clients::{Introduction, Membership};
 use crate::plane::Plane;
 
@@ -40,12 +39,14 @@ where
 {
     let slot = Slot::default();
     let outbound = slot.clone();
+    let plane = Arc::clone(&opening.plane);
+    let mut shutdown = opening.shutdown.clone();
+    let opened_as = opening.id;
+    // Boxed: what only the beginning needs is not held for the length of the stream.
+    let beginning = Box::pin(begin(opening, requests));
     let driver = async move {
-        let plane = Arc::clone(&opening.plane);
-        let mut shutdown = opening.shutdown.clone();
-        let opened_as = opening.id;
         let ended = tokio::select! {
-            ended = run(opening, requests, &outbound) => ended,
+            ended = run(beginning, &outbound) => ended,
             () = drained(&mut shutdown, opened_as) => Err(Ended::Shutdown),
         };
         match ended {
@@ -59,7 +60,25 @@ where
     SessionBody::new(slot, driver)
 }
 
-async fn run<M>(opening: Opening, mut requests: Requests<M>, outbound: &Slot) -> Result<(), Ended>
+async fn run<M>(
+    beginning: impl Future<Output = Result<Option<(Session, Requests<M>)>, Ended>>,
+    outbound: &Slot,
+) -> Result<(), Ended>
+where
+    M: Message + Default,
+    Inbound: From<M>,
+{
+    let Some((mut session, mut requests)) = beginning.await? else {
+        return Ok(());
+    };
+    std::future::poll_fn(|context| session.poll(&mut requests, outbound, context)).await
+}
+
+// Waits for the first request, which says who the client is. `None` if it says nothing at all.
+async fn begin<M>(
+    opening: Opening,
+    mut requests: Requests<M>,
+) -> Result<Option<(Session, Requests<M>)>, Ended>
 where
     M: Message + Default,
     Inbound: From<M>,
@@ -69,14 +88,12 @@ where
         return Err(Ended::Silent);
     };
     let Some(Inbound { node, request }) = first.map_err(Ended::Broken)? else {
-        return Ok(());
+        return Ok(None);
     };
     let node = ClientNode::parse(node, opening.peer.clone()).map_err(Ended::NoNode)?;
-    let admitted = opening.plane.admission.enter(&opening.plane.metrics).await;
-    admitted.map_err(Ended::Crowded)?;
     let mut session = Session::open(opening, node);
     session.handle(&request)?;
-    std::future::poll_fn(|context| session.poll(&mut requests, outbound, context)).await
+    Ok(Some((session, requests)))
 }
 
 struct Session {
@@ -248,8 +265,6 @@ enum Ended {
     Refused(RequestError),
     /// The first message could not be read.
     Broken(Status),
-    /// Too many streams open at once.
-    Crowded(Crowded),
     /// The server stops.
     Shutdown,
 }
@@ -268,7 +283,6 @@ impl Ended {
             Self::Refused(RequestError::NoTypeUrl | RequestError::WrongType { .. }) => "wrong_type",
             Self::Refused(_) => "over_limit",
             Self::Broken(_) => "broken",
-            Self::Crowded(_) => "crowded",
             Self::Shutdown => "shutdown",
         }
     }
@@ -287,7 +301,6 @@ impl Ended {
                 | RequestError::TooManyNames { .. }
                 | RequestError::TooManyTypes => Status::resource_exhausted(error.to_string()),
             },
-            Self::Crowded(crowded) => Status::unavailable(crowded.to_string()),
             Self::Shutdown => Status::unavailable("the server is shutting down; reconnect"),
         }
     }
