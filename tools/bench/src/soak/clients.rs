@@ -26,7 +26,7 @@ use crate::client::http2::{Connection, Windows};
 use crate::client::message::{name_fields, parse_response};
 use crate::client::session::{DELTA, head, node_field};
 use crate::client::{CONNECTING, LOOK, READ_BYTES, range};
-use crate::resources::{Kind, TYPE_URLS, cluster_name};
+use crate::resources::{Kind, cluster_name};
 use crate::{clock, process};
 
 /// The scope that all clients belong to.
@@ -318,15 +318,20 @@ fn note(shared: &mut Shared, index: usize, newest: u32) {
 
 // One client that asks for everything and never reads; it comes again and again.
 async fn never_listen(args: &ClientsArgs, index: usize, connecting: &Semaphore) {
+    // Not all at the same time: the first stay ends anywhere in it.
+    let mut part = f64::from(u32::try_from(index % 100).unwrap_or(0)) / 100.0;
     loop {
+        let stay = DEAF_STAY[index / 2 % DEAF_STAY.len()].mul_f64(part);
         // The server may refuse or break off: whoever never reads does not see that either.
-        let _ = never_listen_once(args, index, connecting).await;
+        let _ = never_listen_once(args, index, stay, connecting).await;
+        part = 1.0;
     }
 }
 
 async fn never_listen_once(
     args: &ClientsArgs,
     index: usize,
+    stay: Duration,
     connecting: &Semaphore,
 ) -> anyhow::Result<()> {
     // Every second one shuts HTTP/2's windows, the others leave it to TCP to be full.
@@ -351,10 +356,7 @@ async fn never_listen_once(
     socket.set_zero_linger()?;
     socket.write_all(&connection.take_out()).await?;
     drop(permit);
-    let stay = DEAF_STAY[index / 2 % DEAF_STAY.len()];
-    // Not all at the same time.
-    let stagger = Duration::from_millis((index as u64 * 97) % 20_000);
-    tokio::time::sleep(stay + stagger).await;
+    tokio::time::sleep(stay).await;
     Ok(())
 }
 
@@ -369,7 +371,6 @@ fn request(args: &ClientsArgs, index: usize, clusters: Range<usize>) -> [Bytes; 
 
 fn clusters_request(args: &ClientsArgs, index: usize) -> [Bytes; 2] {
     let id = args.groups.start * 1_000_000 + index;
-    debug_assert!(TYPE_URLS[Kind::Cluster as usize].ends_with("Cluster"));
     [
         node_field(SCOPE, id, 1),
         head(true, Kind::Cluster as usize, b"", b""),
