@@ -114,6 +114,11 @@ pub struct Cli {
     )]
     pub api_allow: Vec<IdentityPattern>,
 
+    /// Streams that may open in a second, over what 2.5 seconds of quiet let in at once. The others
+    /// wait for their turn, for 10 seconds at most. 0: no limit.
+    #[arg(long, value_name = "NUMBER", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub max_stream_opens_per_second: u32,
+
     /// Identity that may read the status of every client over CSDS: a SPIFFE ID, exact or ending in
     /// /*, or uid:NUMBER. May be given again. Other identities see their own streams.
     #[arg(long = "status-reader", value_name = "IDENTITY")]

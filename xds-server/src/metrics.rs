@@ -1,7 +1,6 @@
 //! What is counted, in Prometheus' terms. No label ever holds a node, name or address: the number
 //! of series does not grow with the fleet, nor at a client's will.
 
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use isthmus_xds_core::stream::Event;
@@ -13,13 +12,15 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 use crate::heap::{ChangeCost, HeapState};
 
 mod changes;
+mod config;
 
 pub(crate) use changes::ChangeMetrics;
+use config::ConfigMetrics;
 
 /// All metrics of the server.
 #[derive(Debug)]
@@ -33,18 +34,14 @@ pub struct Metrics {
     answer_seconds: Family<TypeLabel, Histogram>,
     streams_refused: Family<ReasonLabel, Counter>,
     connections_refused: RefusedConnections,
-    reloads: Family<ResultLabel, Counter>,
-    config_errors: Gauge,
-    config_generation: Gauge<u64, AtomicU64>,
-    config_documents: Gauge,
-    scopes: Gauge,
+    config: ConfigMetrics,
     /// What changes allocate.
     pub(crate) change_cost: ChangeCost,
     /// How long changes take, and what they send.
     pub(crate) changes: ChangeMetrics,
+    openings: Family<OpeningLabel, Counter>,
     wakes: Counter,
     interest_entries: Gauge,
-    rollbacks: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -85,8 +82,8 @@ struct ReasonLabel {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct ResultLabel {
-    result: &'static str,
+struct OpeningLabel {
+    outcome: &'static str,
 }
 
 /// Connections that were refused, by reason.
@@ -111,121 +108,80 @@ impl Metrics {
         let mut registry = Registry::with_prefix("isthmus");
         // 1 ms to about 16 s: from a local proxy to Envoy's initial fetch timeout.
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
-        let answer_seconds = Family::<TypeLabel, Histogram>::new_with_constructor(seconds);
-        let metrics = Self {
-            streams: Family::default(),
-            requests: Family::default(),
-            responses: Family::default(),
-            response_bytes: Family::default(),
-            resources: Family::default(),
-            answer_seconds,
-            streams_refused: Family::default(),
-            connections_refused: RefusedConnections::default(),
-            reloads: Family::default(),
-            config_errors: Gauge::default(),
-            config_generation: Gauge::default(),
-            config_documents: Gauge::default(),
-            scopes: Gauge::default(),
-            change_cost: ChangeCost::default(),
-            changes: ChangeMetrics::default(),
-            wakes: Counter::default(),
-            interest_entries: Gauge::default(),
-            rollbacks: Counter::default(),
-            registry: Registry::default(),
-        };
+        let answers = Family::new_with_constructor(seconds as fn() -> Histogram);
+        let refused_connections = RefusedConnections::default();
         let r = &mut registry;
-        r.register("xds_streams", "Open streams", metrics.streams.clone());
-        r.register(
-            "xds_requests",
-            "Requests, by what they were",
-            metrics.requests.clone(),
-        );
-        r.register("xds_responses", "Responses sent", metrics.responses.clone());
-        r.register(
-            "xds_response_bytes",
-            "Bytes of responses sent",
-            metrics.response_bytes.clone(),
-        );
-        r.register(
-            "xds_resources_sent",
-            "Resources in responses sent",
-            metrics.resources.clone(),
-        );
-        r.register(
-            "xds_answer_seconds",
-            "From a response to its ACK",
-            metrics.answer_seconds.clone(),
-        );
-        r.register(
-            "xds_streams_refused",
-            "Streams ended for cause",
-            metrics.streams_refused.clone(),
-        );
-        r.register(
-            "xds_connections_refused",
-            "Connections that never carried a stream, for cause",
-            metrics.connections_refused.0.clone(),
-        );
-        metrics.register_config(r);
-        r.register(
-            "xds_scopes",
-            "Distinct views in use",
-            metrics.scopes.clone(),
-        );
-        let change_cost = ChangeCost::registered(r);
-        let changes = ChangeMetrics::registered(r);
-        let streams_of = |variant: Variant| metrics.streams.get_or_create_owned(&variant.into());
-        let streams = [Variant::Delta, Variant::Sotw].map(streams_of);
-        r.register_collector(Box::new(HeapState::new(streams)));
-        r.register(
-            "xds_wakes",
-            "Streams woken because something changed that they want",
-            metrics.wakes.clone(),
-        );
-        r.register(
-            "xds_interest_entries",
-            "Names and wildcards that streams ask for, each stream counted",
-            metrics.interest_entries.clone(),
-        );
         Self {
+            streams: streams(r),
+            requests: add(
+                r,
+                "xds_requests",
+                "Requests, by what they were",
+                Family::default(),
+            ),
+            responses: add(r, "xds_responses", "Responses sent", Family::default()),
+            response_bytes: add(
+                r,
+                "xds_response_bytes",
+                "Bytes of responses sent",
+                Family::default(),
+            ),
+            resources: add(
+                r,
+                "xds_resources_sent",
+                "Resources in responses sent",
+                Family::default(),
+            ),
+            answer_seconds: add(
+                r,
+                "xds_answer_seconds",
+                "From a response to its ACK",
+                answers,
+            ),
+            wakes: add(
+                r,
+                "xds_wakes",
+                "Streams woken because something changed that they want",
+                Counter::default(),
+            ),
+            interest_entries: add(
+                r,
+                "xds_interest_entries",
+                "Names and wildcards that streams ask for, each stream counted",
+                Gauge::default(),
+            ),
+            openings: add(
+                r,
+                "xds_stream_openings",
+                "Streams that asked to be let in, by how long that took",
+                Family::default(),
+            ),
+            streams_refused: add(
+                r,
+                "xds_streams_refused",
+                "Streams ended for cause",
+                Family::default(),
+            ),
+            connections_refused: {
+                let metric = refused_connections.0.clone();
+                add(
+                    r,
+                    "xds_connections_refused",
+                    "Connections that never carried a stream, for cause",
+                    metric,
+                );
+                refused_connections
+            },
+            change_cost: ChangeCost::registered(r),
+            changes: ChangeMetrics::registered(r),
+            config: ConfigMetrics::registered(r),
             registry,
-            change_cost,
-            changes,
-            ..metrics
         }
     }
 
     /// Adds metrics that are read where they are kept, each time that somebody asks.
     pub(crate) fn register(&mut self, collector: Box<dyn Collector>) {
         self.registry.register_collector(collector);
-    }
-
-    fn register_config(&self, r: &mut Registry) {
-        r.register(
-            "config_reloads",
-            "Times that configuration was read",
-            self.reloads.clone(),
-        );
-        r.register(
-            "config_errors",
-            "Errors in the configuration as it is",
-            self.config_errors.clone(),
-        );
-        r.register(
-            "config_generation",
-            "Number of the commit in force",
-            self.config_generation.clone(),
-        );
-        r.register(
-            "config_documents",
-            "Documents in force",
-            self.config_documents.clone(),
-        );
-        r.register(
-            "config_rollbacks",
-            "Times that an earlier generation was put in force again",
-            self.rollbacks.clone(),
-        );
     }
 
     /// Writes all metrics in the `OpenMetrics` text format.
@@ -296,35 +252,8 @@ impl Metrics {
             .inc_by(response.resources as u64);
     }
 
-    pub(crate) fn observe_publish(&self, generation: u64, documents: usize, scopes: usize) {
-        self.reloads
-            .get_or_create(&ResultLabel { result: "accepted" })
-            .inc();
-        self.config_errors.set(0);
-        self.config_generation.set(generation);
-        self.config_documents.set(clamp(documents));
-        self.scopes.set(clamp(scopes));
-    }
-
-    pub(crate) fn count_rollback(&self) {
-        self.rollbacks.inc();
-    }
-
-    // Read again and found as it was; errors that were there are mended.
-    pub(crate) fn observe_unchanged(&self) {
-        self.reloads
-            .get_or_create(&ResultLabel {
-                result: "unchanged",
-            })
-            .inc();
-        self.config_errors.set(0);
-    }
-
-    pub(crate) fn observe_refusal(&self, errors: usize) {
-        self.reloads
-            .get_or_create(&ResultLabel { result: "refused" })
-            .inc();
-        self.config_errors.set(clamp(errors));
+    pub(crate) fn count_opening(&self, outcome: &'static str) {
+        self.openings.get_or_create(&OpeningLabel { outcome }).inc();
     }
 
     pub(crate) fn count_wakes(&self, streams: usize) {
@@ -340,6 +269,26 @@ impl Metrics {
         let histogram = self.answer_seconds.get_or_create(&TypeLabel { r#type });
         histogram.observe(after.as_secs_f64());
     }
+}
+
+// Registers a metric and returns it.
+fn add<M: Metric + Clone>(
+    registry: &mut Registry,
+    name: &'static str,
+    help: &'static str,
+    metric: M,
+) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+// Open streams, which the heap is divided by as well.
+fn streams(registry: &mut Registry) -> Family<VariantLabel, Gauge> {
+    let streams = Family::default();
+    let by_variant = [Variant::Delta, Variant::Sotw]
+        .map(|variant| streams.get_or_create_owned(&VariantLabel::from(variant)));
+    registry.register_collector(Box::new(HeapState::new(by_variant)));
+    add(registry, "xds_streams", "Open streams", streams)
 }
 
 /// The field's short name of a type, or `other`: clients choose type URLs, and must not choose

@@ -18,6 +18,7 @@ use isthmus_xds_core::catalog::{Operation, Published, Staged, StoredDocument};
 use isthmus_xds_core::{Catalog, Commit, CommitError, Document, Name, ScopeKey, Source, View};
 use tokio::sync::watch;
 
+use crate::admission::Admission;
 use crate::clients::{Client, Clients};
 use crate::convergence::Convergence;
 use crate::history::{Cause, History};
@@ -47,6 +48,7 @@ pub struct Plane {
     has_quarantine: AtomicBool,
     /// The streams that are open.
     pub clients: Clients,
+    pub(crate) admission: Admission,
     /// How far the last commits came.
     pub convergence: Convergence,
     /// What clients report of their load.
@@ -89,6 +91,7 @@ impl Plane {
             last_stream: AtomicU64::new(0),
             has_quarantine: AtomicBool::new(false),
             clients: Clients::default(),
+            admission: Admission::default(),
             convergence: Convergence::new(metrics.changes.clone()),
             loads,
             metrics,
@@ -297,6 +300,11 @@ impl Plane {
                 return;
             }
         }
+    }
+
+    /// Lets so many streams open in a second, and the others wait; 0 lets all of them.
+    pub fn limit_stream_openings(&self, per_second: u32) {
+        self.admission.limit(per_second);
     }
 
     /// Whether there is a configuration to serve.

@@ -84,10 +84,12 @@ impl Server {
             cli.config_dir.as_ref().map(|_| Source::CONFIG_DIR),
             api.as_ref().map(|_| Source::API),
         ];
+        let plane = Plane::awaiting(sources.into_iter().flatten());
+        plane.limit_stream_openings(cli.max_stream_opens_per_second);
         Ok(Self {
             xds,
             api,
-            plane: Arc::new(Plane::awaiting(sources.into_iter().flatten())),
+            plane: Arc::new(plane),
             admin: admin.map_err(|source| ServerError::Bind { addr, source })?,
             changes,
             config_dir: cli.config_dir.clone(),

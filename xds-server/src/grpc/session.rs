@@ -17,6 +17,7 @@ use super::Opening;
 use super::node::ClientNode;
 use super::requests::{Inbound, Requests};
 use super::responses::{SessionBody, Slot};
+use crate::admission::Crowded;
 use crate::clients::{Introduction, Membership};
 use crate::plane::Plane;
 
@@ -91,6 +92,8 @@ where
         return Ok(None);
     };
     let node = ClientNode::parse(node, opening.peer.clone()).map_err(Ended::NoNode)?;
+    let admitted = opening.plane.admission.enter(&opening.plane.metrics).await;
+    admitted.map_err(Ended::Crowded)?;
     let mut session = Session::open(opening, node);
     session.handle(&request)?;
     Ok(Some((session, requests)))
@@ -265,6 +268,8 @@ enum Ended {
     Refused(RequestError),
     /// The first message could not be read.
     Broken(Status),
+    /// Too many streams open at once.
+    Crowded(Crowded),
     /// The server stops.
     Shutdown,
 }
@@ -283,6 +288,7 @@ impl Ended {
             Self::Refused(RequestError::NoTypeUrl | RequestError::WrongType { .. }) => "wrong_type",
             Self::Refused(_) => "over_limit",
             Self::Broken(_) => "broken",
+            Self::Crowded(_) => "crowded",
             Self::Shutdown => "shutdown",
         }
     }
@@ -301,6 +307,7 @@ impl Ended {
                 | RequestError::TooManyNames { .. }
                 | RequestError::TooManyTypes => Status::resource_exhausted(error.to_string()),
             },
+            Self::Crowded(crowded) => Status::unavailable(crowded.to_string()),
             Self::Shutdown => Status::unavailable("the server is shutting down; reconnect"),
         }
     }

@@ -150,6 +150,13 @@ impl Delta {
         self.requests.send(request).await.unwrap();
     }
 
+    /// The next response, or how the stream ends.
+    pub(crate) async fn next_or_end(&mut self) -> Result<DeltaDiscoveryResponse, tonic::Status> {
+        let next = tokio::time::timeout(PATIENCE, self.responses.message());
+        let response = next.await.expect("something comes")?;
+        Ok(response.expect("the stream does not end without a word"))
+    }
+
     pub(crate) async fn next(&mut self) -> DeltaDiscoveryResponse {
         let next = tokio::time::timeout(PATIENCE, self.responses.message());
         let response = next.await.expect("a response comes").unwrap();
