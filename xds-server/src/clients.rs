@@ -61,6 +61,8 @@ struct Live {
 pub(crate) struct Turn {
     /// What to send.
     pub(crate) response: Option<Response>,
+    /// What is worth telling of it.
+    pub(crate) events: Vec<Event>,
     /// When to poll it again although nothing happened; beside a response it is not known.
     pub(crate) wake: Option<Duration>,
 }
@@ -120,6 +122,7 @@ impl Client {
             }
             return Turn {
                 response: Some(response),
+                events: live.stream.take_events(),
                 wake: None,
             };
         }
@@ -129,6 +132,7 @@ impl Client {
         }
         Turn {
             response: None,
+            events: Vec::new(),
             wake: live.stream.next_wake(),
         }
     }

@@ -157,7 +157,7 @@ impl TypeInterest {
 #[cfg(test)]
 mod tests {
     use isthmus_xds_core::subscription::LegacyWildcard;
-    use isthmus_xds_core::{Extras, Resource};
+    use isthmus_xds_core::{Extras, Resource, TypeSet};
     use proptest::prelude::*;
 
     use super::*;
@@ -194,7 +194,7 @@ mod tests {
         ];
         for (slot, wanted) in (0..).zip(wanted) {
             let mut subscription = Subscription::new(LegacyWildcard::MeansNot);
-            let change = subscription.amend(&names(wanted), &[]);
+            let change = subscription.amend(&names(wanted), &[], &TypeSet::empty());
             index.amend(slot, &TypeUrl::from(TYPE), &change);
         }
         assert_eq!(wanting(&index, change("a", &[])), [0, 1, 3]);
@@ -246,9 +246,9 @@ mod tests {
             for (slot, is_incremental, some, others) in &requests {
                 let stream = streams.get_mut(slot).expect("all slots have one");
                 let change = if *is_incremental {
-                    stream.amend(some, others)
+                    stream.amend(some, others, &TypeSet::empty())
                 } else {
-                    stream.replace(some)
+                    stream.replace(some, &TypeSet::empty())
                 };
                 index.amend(*slot, &type_url, &change);
             }

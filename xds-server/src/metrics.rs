@@ -223,6 +223,8 @@ impl Metrics {
                 (type_url, "ack")
             }
             Event::Nacked { type_url, .. } => (type_url, "nack"),
+            Event::Isolated { type_url, .. } => (type_url, "isolated"),
+            Event::Oversized { type_url, .. } => (type_url, "oversized"),
             Event::StaleNonce { type_url } => (type_url, "stale"),
         };
         let r#type = short_name(type_url);

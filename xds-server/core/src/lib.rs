@@ -21,8 +21,11 @@
 #![warn(missing_docs)]
 
 pub mod catalog;
+pub mod event;
+pub mod features;
 pub mod limits;
 pub mod order;
+pub mod request;
 pub mod resource;
 pub mod status;
 pub mod stream;
@@ -34,7 +37,10 @@ pub mod wire;
 pub mod xdstp;
 
 pub use catalog::{Catalog, Commit, CommitError, Document, Draft, ScopeKey, Source};
+pub use event::Event;
+pub use features::Features;
+pub use request::{Request, RequestError};
 pub use resource::{Extras, Name, Resource, TypeUrl, Version};
 pub use status::{ConfigStatus, ResourceStatus, TypeStatus};
-pub use stream::{Event, Request, RequestError, Response, Stream, Variant};
+pub use stream::{Response, Stream, Variant};
 pub use view::{TypeSet, View};

@@ -21,6 +21,14 @@ pub const ERROR_TEXT_BYTES: usize = 4096;
 /// that gRPC implementations accept by default, with room for the header.
 pub const RESPONSE_BYTES: usize = 3_500_000;
 
+/// What gRPC's own clients take in one message unless they are told otherwise (R66).
+pub const CLIENT_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Refusals of one type, with no sign of an end, after which the search for the culprits is given
+/// up and all that is suspect is set aside. One culprit among 200,000 takes 18, without a word
+/// from the client; a client that refuses everything is sent everything this often at most.
+pub const ISOLATION_REFUSALS: u32 = 256;
+
 /// Responses of one type that may be unanswered at once. One is the rule; more only after
 /// [`ANSWER_PATIENCE`] each, so that the fix for a stuck cluster can reach the client (R46a).
 pub const IN_FLIGHT: usize = 8;

@@ -20,7 +20,7 @@ pub(crate) fn make_at(state: &TypeState, all: &[TypeState]) -> Option<Duration> 
     }
     let is_waited_for = |other: &TypeState| {
         let is_overtaken = other.rules.rank < state.rules.rank && other.has_makes();
-        let is_named = state.rules.makes_after.contains(&other.rules.type_url);
+        let is_named = state.rules.makes_after.has(other.rules.id);
         is_overtaken || (is_named && !other.is_answered())
     };
     if all.iter().any(is_waited_for) {
@@ -46,18 +46,18 @@ pub(crate) enum BreakGate {
 pub(crate) fn break_gate(state: &TypeState, all: &[TypeState]) -> BreakGate {
     let referrers = all
         .iter()
-        .filter(|other| state.rules.breaks_after.contains(&other.rules.type_url));
+        .filter(|other| state.rules.breaks_after.has(other.rules.id));
     let own = if state.is_answered() {
         BreakGate::Open
     } else {
         BreakGate::AfterPatience
     };
     let gates = referrers.map(|other| {
-        if other.refusal().is_some() {
+        if other.may_keep_old() {
             BreakGate::Shut
         } else if other.has_breaks() {
             break_gate(other, all).max(BreakGate::AfterPatience)
-        } else if other.is_settled() {
+        } else if other.is_answered() {
             BreakGate::Open
         } else {
             BreakGate::AfterPatience

@@ -7,6 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::features::Features;
+use crate::stream::Variant;
 use crate::wire;
 
 /// The name of a resource, shared by everybody who mentions it.
@@ -99,7 +101,15 @@ pub struct Resource {
     sotw: Bytes,
     // `resources` entry of a DeltaDiscoveryResponse, tag and length included.
     delta: Bytes,
+    // Both once more for a resource that has a time to live, for clients that can read it (R54).
+    with_ttl: Option<Box<WithTtl>>,
     value_range: std::ops::Range<usize>,
+}
+
+#[derive(Debug)]
+struct WithTtl {
+    sotw: Bytes,
+    delta: Bytes,
 }
 
 /// What a resource may have beside its name and message.
@@ -129,13 +139,25 @@ impl Resource {
         let version = Version::of_resource(type_url, &name, value, &extras);
         let sotw = wire::encode_sotw_entry(type_url, value);
         let value_range = sotw.len() - value.len()..sotw.len();
-        let delta = wire::encode_delta_entry(type_url, &name, version, value, &extras);
+        let encode =
+            |extras: &Extras| wire::encode_delta_entry(type_url, &name, version, value, extras);
+        let mortal = extras.ttl.map(|_| {
+            Box::new(WithTtl {
+                sotw: wire::encode_wrapped_entry(type_url, &name, version, value, &extras),
+                delta: encode(&extras),
+            })
+        });
+        let delta = encode(&Extras {
+            ttl: None,
+            ..extras.clone()
+        });
         Self {
             name,
             version,
             extras,
             sotw,
             delta,
+            with_ttl: mortal,
             value_range,
         }
     }
@@ -175,12 +197,15 @@ impl Resource {
         self.sotw.slice(self.value_range.clone())
     }
 
-    pub(crate) fn sotw_entry(&self) -> &Bytes {
-        &self.sotw
-    }
-
-    pub(crate) fn delta_entry(&self) -> &Bytes {
-        &self.delta
+    /// Its `resources` entry in a response to a client that can read so much.
+    pub(crate) fn entry(&self, variant: Variant, features: Features) -> &Bytes {
+        let with_ttl = self.with_ttl.as_deref().filter(|_| features.reads_ttl);
+        match (variant, with_ttl) {
+            (Variant::Sotw, Some(mortal)) if features.reads_wrapped => &mortal.sotw,
+            (Variant::Sotw, _) => &self.sotw,
+            (Variant::Delta, Some(mortal)) => &mortal.delta,
+            (Variant::Delta, None) => &self.delta,
+        }
     }
 }
 

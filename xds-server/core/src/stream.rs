@@ -8,18 +8,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::features::Features;
 use crate::limits;
 use crate::order::{self, BreakGate};
 use crate::resource::{Name, Resource, TypeUrl, Version};
 use crate::status::ResourceStatus;
-use crate::subscription::{LegacyWildcard, Subscription, SubscriptionChange};
-use crate::type_rules::{self, rules_of};
-use crate::type_state::{Answer, TypeState};
+use crate::subscription::{LegacyWildcard, Subscription};
+use crate::type_rules::{self, Types, rules_of};
+use crate::type_state::{Answer, Content, FirstRequest, TypeState};
 
 use crate::view::{TypeSet, View};
 use crate::wire;
 use crate::xdstp::canonical;
 
+pub use crate::event::Event;
+pub use crate::request::{Amended, Request, RequestError};
 pub use crate::status::TypeStatus;
 pub use crate::type_state::Refusal;
 
@@ -39,71 +42,6 @@ pub enum Peer {
     Envoy,
     /// A gRPC library: it never means everything by naming nothing (R20).
     Grpc,
-}
-
-/// A discovery request, decoded and without what only the first one says of the node.
-#[derive(Clone, Debug, Default)]
-pub struct Request {
-    /// Type asked for; may be empty on a stream of one type.
-    pub type_url: String,
-    /// Nonce of the response that this answers; empty if none.
-    pub nonce: String,
-    /// The client's words if it refuses that response (R9).
-    pub error: Option<String>,
-    /// All names wanted; state of the world only.
-    pub names: Vec<Name>,
-    /// Names wanted from here on; incremental only.
-    pub subscribe: Vec<Name>,
-    /// Names not wanted any more; incremental only.
-    pub unsubscribe: Vec<Name>,
-    /// Names and versions that the client holds from an earlier stream; incremental only.
-    pub initial_versions: Vec<(Name, String)>,
-}
-
-/// What a request made of the subscription to its type.
-#[derive(Debug, Eq, PartialEq)]
-pub struct Amended {
-    /// The type.
-    pub type_url: TypeUrl,
-    /// What is asked for from here on, and what is not any more.
-    pub change: SubscriptionChange,
-}
-
-/// Why a stream must end. The client is at fault, and no other stream is affected.
-#[derive(Debug, Eq, PartialEq, thiserror::Error)]
-pub enum RequestError {
-    /// An aggregated stream needs the type in every request (R2).
-    #[error("type_url is empty: a request on an aggregated stream must name its type")]
-    NoTypeUrl,
-    /// A stream of one type was asked for another (R2).
-    #[error("type_url {asked} does not belong on this stream, which serves {served} only")]
-    WrongType {
-        /// The type in the request.
-        asked: String,
-        /// The type of the service.
-        served: TypeUrl,
-    },
-    /// A name is longer than [`limits::NAME_BYTES`].
-    #[error(
-        "a resource name of {size_bytes} bytes is over the limit of {}",
-        limits::NAME_BYTES
-    )]
-    LongName {
-        /// Its length.
-        size_bytes: usize,
-    },
-    /// The stream holds more than [`limits::SUBSCRIBED_NAMES`].
-    #[error(
-        "{count} subscribed names are over the limit of {} per stream",
-        limits::SUBSCRIBED_NAMES
-    )]
-    TooManyNames {
-        /// How many there would be.
-        count: usize,
-    },
-    /// The stream asks for more than [`limits::TYPES_PER_STREAM`].
-    #[error("more than {} types on one stream", limits::TYPES_PER_STREAM)]
-    TooManyTypes,
 }
 
 /// A response, encoded: a few bytes of its own, then slices shared with all other streams.
@@ -126,32 +64,6 @@ impl Response {
     }
 }
 
-/// Something worth counting or telling an operator.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Event {
-    /// A response was accepted.
-    Acked {
-        /// Its type.
-        type_url: TypeUrl,
-        /// Generation of its content.
-        generation: u64,
-        /// From sending to the answer.
-        after: Duration,
-    },
-    /// A response was refused; its content is not sent again until it differs (R10).
-    Nacked {
-        /// Its type.
-        type_url: TypeUrl,
-        /// What the client said.
-        refusal: Refusal,
-    },
-    /// A request named a nonce that is answered already, or was never issued here.
-    StaleNonce {
-        /// The type of the request.
-        type_url: TypeUrl,
-    },
-}
-
 /// How a stream is set up.
 #[derive(Clone, Debug)]
 pub struct StreamOptions {
@@ -161,6 +73,8 @@ pub struct StreamOptions {
     pub only_type: Option<TypeUrl>,
     /// Who is at the other end.
     pub peer: Peer,
+    /// What it can read.
+    pub features: Features,
     /// Number that no other stream of this server has; part of every nonce (R8).
     pub id: u64,
     /// `control_plane.identifier` of every response (R5).
@@ -212,26 +126,18 @@ impl Stream {
         let amended = TypeUrl::clone(&type_url);
         // R8: a nonce on the first request is one of an earlier stream, and means nothing.
         if !is_first && !request.nonce.is_empty() {
-            let event = match state.handle_answer(nonce, request.error.as_deref()) {
-                Answer::Ack {
-                    generation,
-                    sent_at,
-                } => Event::Acked {
-                    type_url,
-                    generation,
-                    after: now.saturating_sub(sent_at),
-                },
-                Answer::Nack(refusal) => Event::Nacked { type_url, refusal },
-                Answer::Stale => Event::StaleNonce { type_url },
-            };
-            self.events.push(event);
+            let answer = state.handle_answer(nonce, request.error.as_deref(), now);
+            note_answer(&mut self.events, &type_url, answer, now);
         }
         let set = self.view.type_set(&amended);
         let change = match self.options.variant {
             Variant::Sotw => {
                 // Every answer repeats the names; those of the first request stay.
                 let set = set.filter(|_| is_first);
-                state.handle_names(&spelled(&request.names, set), is_first, now)
+                let first = is_first.then_some(FirstRequest {
+                    is_returning: !request.version.is_empty(),
+                });
+                state.handle_names(&spelled(&request.names, set), first, now)
             }
             Variant::Delta => {
                 let initial = is_first.then(|| held_versions(request));
@@ -260,7 +166,7 @@ impl Stream {
     /// Moves on to another view. What changes meanwhile coalesces: only the newest counts.
     pub fn handle_view(&mut self, view: Arc<View>, now: Duration) {
         for (state, type_url) in self.states.iter_mut().zip(&self.urls) {
-            state.advance(&view.set_or_empty(type_url), now);
+            state.advance(&view.set_or_empty(state.rules, type_url), now);
         }
         self.view = view;
     }
@@ -269,7 +175,7 @@ impl Stream {
     /// caller knows, and is believed. Costs a pointer per type, however far apart the views are.
     pub fn skip_to(&mut self, view: Arc<View>) {
         for (state, type_url) in self.states.iter_mut().zip(&self.urls) {
-            state.skip_to(view.set_or_empty(type_url));
+            state.skip_to(view.set_or_empty(state.rules, type_url));
         }
         self.view = view;
     }
@@ -320,7 +226,7 @@ impl Stream {
             sent_generation: state.sent_generation(),
             acked_generation: state.acked_generation(),
             is_settled: state.is_settled() && !state.has_breaks(),
-            refusal: state.refusal().cloned(),
+            refusal: state.refusal(),
         })
         .collect()
     }
@@ -411,11 +317,17 @@ impl Stream {
         } else {
             LegacyWildcard::MeansNot
         };
-        let base = self.view.set_or_empty(type_url);
+        let base = self.view.set_or_empty(rules, type_url);
         let index = self
             .states
             .partition_point(|state| state.rules.rank <= rules.rank);
-        let state = TypeState::new(rules, self.options.variant, legacy, base);
+        let StreamOptions {
+            variant, features, ..
+        } = self.options;
+        let state = TypeState::new(rules, variant, features, legacy, base);
+        // A stream has few types and keeps them: room for more than it has is never used.
+        self.states.reserve_exact(1);
+        self.urls.reserve_exact(1);
         self.states.insert(index, state);
         self.urls.insert(index, TypeUrl::clone(type_url));
         Ok((index, true))
@@ -439,51 +351,69 @@ impl Stream {
     }
 
     fn send(&mut self, index: usize, now: Duration) -> Option<Response> {
-        let content = self.states[index].take_content(now)?;
+        let mut content = self.states[index].take_content(now)?;
         self.last_nonce += 1;
-        self.states[index].note_sent(self.last_nonce, now);
-        self.restate_endpoints(index, &content.changed_endpoints, now);
+        self.states[index].note_sent(self.last_nonce, &mut content, now);
+        self.restate_endpoints(&content.changed_endpoints, now);
         self.restate_hosts(index, &content.upserts, now);
 
+        let response = self.encode(index, &content);
+        let size_bytes = response.size_bytes();
+        if self.options.peer == Peer::Grpc && size_bytes > limits::CLIENT_MESSAGE_BYTES {
+            self.events.push(Event::Oversized {
+                type_url: TypeUrl::clone(&response.type_url),
+                size_bytes,
+            });
+        }
+        Some(response)
+    }
+
+    fn encode(&self, index: usize, content: &Content) -> Response {
+        let StreamOptions {
+            variant,
+            features,
+            identifier,
+            ..
+        } = &self.options;
         let type_url = TypeUrl::clone(&self.urls[index]);
         let nonce = self.render_nonce(self.last_nonce);
         let version = content
             .version
             .unwrap_or_else(|| self.states[index].version());
-        let identifier = &self.options.identifier;
+        let removed = content.removed.iter().map(|name| &**name);
         let mut pieces = Vec::with_capacity(1 + content.upserts.len());
-        match self.options.variant {
-            Variant::Sotw => {
-                pieces.push(wire::encode_sotw_header(
-                    version, &type_url, &nonce, identifier,
-                ));
-                pieces.extend(content.upserts.iter().map(|it| it.sotw_entry().clone()));
-            }
+        pieces.push(match variant {
+            Variant::Sotw => wire::encode_sotw_header(version, &type_url, &nonce, identifier),
             Variant::Delta => {
-                let removed = content.removed.iter().map(|name| &**name);
-                pieces.push(wire::encode_delta_header(
-                    version, &type_url, &nonce, identifier, removed,
-                ));
-                pieces.extend(content.upserts.iter().map(|it| it.delta_entry().clone()));
-                pieces.extend(content.absent.iter().map(wire::encode_absence));
-                pieces.extend(content.alive.iter().filter_map(|it| {
-                    let ttl = it.ttl()?;
-                    Some(wire::encode_heartbeat(it.name(), it.version(), ttl))
-                }));
+                wire::encode_delta_header(version, &type_url, &nonce, identifier, removed)
             }
-        }
-        Some(Response {
+        });
+        let upserts = content.upserts.iter();
+        pieces.extend(upserts.map(|it| it.entry(*variant, *features).clone()));
+        pieces.extend(content.absent.iter().map(wire::encode_absence));
+        let missing = content.missing.iter();
+        pieces.extend(missing.map(|name| wire::encode_not_found(*variant, name)));
+        pieces.extend(content.alive.iter().filter_map(|it| {
+            // State of the world: Envoy compares with the version of the response.
+            let version = match variant {
+                Variant::Sotw => version,
+                Variant::Delta => it.version(),
+            };
+            let ttl = it.ttl()?;
+            Some(wire::encode_heartbeat(*variant, it.name(), version, ttl))
+        }));
+        Response {
             type_url,
             resources: content.upserts.len(),
             removed: content.removed.len(),
             pieces,
-        })
+        }
     }
 
     // R48: a cluster that was sent again warms again, and waits for endpoints it may hold.
-    fn restate_endpoints(&mut self, index: usize, names: &[Name], now: Duration) {
-        if self.states[index].rules.type_url == type_rules::CLUSTER
-            && let Some(endpoints) = self.known_type(type_rules::ENDPOINT)
+    fn restate_endpoints(&mut self, names: &[Name], now: Duration) {
+        if !names.is_empty()
+            && let Some(endpoints) = self.known_type(type_rules::EDS)
         {
             for name in names {
                 endpoints.restate(name, now);
@@ -493,8 +423,8 @@ impl Stream {
 
     // R57: with a new route configuration Envoy forgets the virtual hosts that it had on demand.
     fn restate_hosts(&mut self, index: usize, sent: &[Arc<Resource>], now: Duration) {
-        if self.states[index].rules.type_url == type_rules::ROUTE
-            && let Some(hosts) = self.known_type(type_rules::VIRTUAL_HOST)
+        if self.states[index].rules.id == type_rules::RDS
+            && let Some(hosts) = self.known_type(type_rules::VHDS)
         {
             for route in sent {
                 hosts.restate_below(route.name(), now);
@@ -502,9 +432,9 @@ impl Stream {
         }
     }
 
-    fn known_type(&mut self, type_url: &str) -> Option<&mut TypeState> {
+    fn known_type(&mut self, id: Types) -> Option<&mut TypeState> {
         let mut states = self.states.iter_mut();
-        states.find(|state| state.rules.type_url == type_url)
+        states.find(|state| state.rules.id == id)
     }
 
     fn render_nonce(&self, number: u64) -> String {
@@ -516,6 +446,35 @@ impl Stream {
         let id = u64::from_str_radix(id, 16).ok()?;
         let number = u64::from_str_radix(number, 16).ok()?;
         (id == self.options.id).then_some(number)
+    }
+}
+
+fn note_answer(events: &mut Vec<Event>, type_url: &TypeUrl, answer: Answer, now: Duration) {
+    let type_url = TypeUrl::clone(type_url);
+    match answer {
+        Answer::Ack {
+            generation,
+            sent_at,
+        } => events.push(Event::Acked {
+            type_url,
+            generation,
+            after: now.saturating_sub(sent_at),
+        }),
+        Answer::Nack { refusal, culprits } => {
+            let (generation, message) = (refusal.generation, Arc::from(&*refusal.message));
+            events.push(Event::Nacked {
+                type_url: TypeUrl::clone(&type_url),
+                refusal,
+            });
+            events.extend(culprits.into_iter().map(|culprit| Event::Isolated {
+                type_url: TypeUrl::clone(&type_url),
+                name: culprit.name,
+                version: culprit.version,
+                generation,
+                message: Arc::clone(&message),
+            }));
+        }
+        Answer::Stale => events.push(Event::StaleNonce { type_url }),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::resource::{Name, Resource};
+use crate::view::TypeSet;
 use crate::xdstp;
 
 /// The wildcard name.
@@ -41,7 +42,9 @@ impl SubscriptionChange {
 /// The subscription of one stream to one type.
 #[derive(Clone, Debug)]
 pub struct Subscription {
-    names: BTreeSet<Name>,
+    // In order. Texts are those of the view's own names where it has them: a stream does not
+    // hold what all streams hold.
+    names: Vec<Name>,
     wildcard: Wildcard,
 }
 
@@ -59,7 +62,7 @@ impl Subscription {
     /// A subscription on a stream that has not asked for anything yet.
     pub fn new(legacy: LegacyWildcard) -> Self {
         Self {
-            names: BTreeSet::new(),
+            names: Vec::new(),
             wildcard: Wildcard::Unasked(legacy),
         }
     }
@@ -72,8 +75,8 @@ impl Subscription {
     /// Whether a resource of this name is wanted: by name, by glob (R55) or by wildcard.
     pub fn wants(&self, name: &str) -> bool {
         self.is_wildcard()
-            || self.names.contains(name)
-            || xdstp::glob_of(name).is_some_and(|glob| self.names.contains(&*glob))
+            || self.has_named(name)
+            || xdstp::glob_of(name).is_some_and(|glob| self.has_named(&glob))
     }
 
     /// Whether a resource is wanted, by any of its names.
@@ -84,16 +87,28 @@ impl Subscription {
 
     /// Whether a resource of this name was asked for by name.
     pub fn has_named(&self, name: &str) -> bool {
-        self.names.contains(name)
+        self.place_of(name).is_ok()
     }
 
-    /// Names asked for, without the wildcard.
-    pub fn names(&self) -> &BTreeSet<Name> {
+    /// Names asked for, without the wildcard, in order.
+    pub fn names(&self) -> &[Name] {
         &self.names
     }
 
+    /// Uses this very text for the name, if it was asked for.
+    pub fn share(&mut self, name: &Name) {
+        if let Ok(place) = self.place_of(name) {
+            self.names[place] = Name::clone(name);
+        }
+    }
+
+    fn place_of(&self, name: &str) -> Result<usize, usize> {
+        self.names.binary_search_by(|other| (**other).cmp(name))
+    }
+
     /// Applies the names of a state-of-the-world request, which replace what was asked before.
-    pub fn replace(&mut self, names: &[Name]) -> SubscriptionChange {
+    /// `set` is the one that its texts are shared with.
+    pub fn replace(&mut self, names: &[Name], set: &TypeSet) -> SubscriptionChange {
         if names.is_empty()
             && let Some(change) = self.stay_legacy()
         {
@@ -107,16 +122,21 @@ impl Subscription {
             Wildcard::No
         };
 
-        let wanted: BTreeSet<Name> = names
-            .iter()
-            .filter(|name| &***name != WILDCARD)
-            .cloned()
-            .collect();
-        let added = wanted.difference(&self.names).cloned().collect();
-        let dropped = self.names.difference(&wanted).cloned().collect();
-        // The names that are held may be shared with others; those of the request are not.
-        if self.names != wanted {
-            self.names = wanted;
+        let mut wanted: Vec<&Name> = names.iter().filter(|name| ***name != *WILDCARD).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let (mut added, mut dropped) = (Vec::new(), Vec::new());
+        // Most requests only answer, and repeat the names that they had.
+        if !wanted.iter().copied().eq(&self.names) {
+            let is_dropped = |name: &&Name| wanted.binary_search(name).is_err();
+            dropped.extend(self.names.iter().filter(is_dropped).cloned());
+            let new = wanted.iter().filter(|name| !self.has_named(name));
+            added.extend(new.map(|name| shared(name, set)));
+            let kept = wanted.iter().map(|name| match self.place_of(name) {
+                Ok(place) => Name::clone(&self.names[place]),
+                Err(_) => shared(name, set),
+            });
+            self.names = kept.collect();
         }
         SubscriptionChange {
             added,
@@ -128,19 +148,27 @@ impl Subscription {
 
     /// Applies the names of an incremental request. Unsubscribing what was not subscribed is
     /// ignored (R22); of a name in both lists the subscription wins, as it asks for an answer.
-    pub fn amend(&mut self, subscribe: &[Name], unsubscribe: &[Name]) -> SubscriptionChange {
+    /// `set` is the one that its texts are shared with.
+    pub fn amend(
+        &mut self,
+        subscribe: &[Name],
+        unsubscribe: &[Name],
+        set: &TypeSet,
+    ) -> SubscriptionChange {
         let names_nothing =
-            subscribe.is_empty() && unsubscribe.iter().all(|name| !self.names.contains(name));
+            subscribe.is_empty() && unsubscribe.iter().all(|name| !self.has_named(name));
         if names_nothing && let Some(change) = self.stay_legacy() {
             return change;
         }
         let mut change = SubscriptionChange::default();
-        for name in unsubscribe {
-            if &**name == WILDCARD {
-                self.drop_wildcard(&mut change);
-            } else if self.names.remove(name) {
-                change.dropped.push(Name::clone(name));
-            }
+        if unsubscribe.iter().any(|name| **name == *WILDCARD) {
+            self.drop_wildcard(&mut change);
+        }
+        // All at once, either way: one by one would cost the square of a long list.
+        let unwanted: BTreeSet<&Name> = unsubscribe.iter().collect();
+        if !unwanted.is_empty() {
+            let is_dropped = |name: &mut Name| unwanted.contains(name);
+            change.dropped = self.names.extract_if(.., is_dropped).collect();
         }
         for name in subscribe {
             if &**name == WILDCARD {
@@ -155,8 +183,16 @@ impl Subscription {
                 Wildcard::Unasked(_) => self.wildcard = Wildcard::No,
                 Wildcard::Explicit | Wildcard::No => {}
             }
-            self.names.insert(Name::clone(name));
-            change.added.push(Name::clone(name));
+            change.added.push(shared(name, set));
+        }
+        let new: BTreeSet<&Name> = change.added.iter().collect();
+        let known = self.names.len();
+        let new = new.into_iter().filter(|name| !self.has_named(name));
+        let new: Vec<Name> = new.cloned().collect();
+        self.names.reserve_exact(new.len());
+        self.names.extend(new);
+        if self.names.len() > known {
+            self.names.sort();
         }
         change
     }
@@ -188,6 +224,11 @@ impl Subscription {
             change.is_wildcard_dropped = true;
         }
     }
+}
+
+fn shared(name: &Name, set: &TypeSet) -> Name {
+    let resource = set.resource(name);
+    Name::clone(resource.map_or(name, |resource| resource.name()))
 }
 
 #[cfg(test)]
@@ -248,7 +289,7 @@ mod tests {
         {
             let mut subscription = Subscription::new(legacy);
             for (request, expected) in steps {
-                subscription.replace(&names(request));
+                subscription.replace(&names(request), &TypeSet::empty());
                 assert_eq!(wanted(&subscription), *expected, "{name}");
             }
         }
@@ -300,7 +341,7 @@ mod tests {
         for Case { name, steps } in cases {
             let mut subscription = Subscription::new(LegacyWildcard::Means);
             for (subscribe, unsubscribe, expected) in steps {
-                subscription.amend(&names(subscribe), &names(unsubscribe));
+                subscription.amend(&names(subscribe), &names(unsubscribe), &TypeSet::empty());
                 assert_eq!(wanted(&subscription), *expected, "{name}");
             }
         }
@@ -309,16 +350,19 @@ mod tests {
     #[test]
     fn r21_asking_again_is_asking() {
         let mut subscription = Subscription::new(LegacyWildcard::Means);
-        subscription.amend(&names(&["A"]), &[]);
-        assert_eq!(subscription.amend(&names(&["A"]), &[]).added, names(&["A"]));
+        let set = TypeSet::empty();
+        subscription.amend(&names(&["A"]), &[], &set);
+        let change = subscription.amend(&names(&["A"]), &[], &set);
+        assert_eq!(change.added, names(&["A"]));
     }
 
     #[test]
     fn r22_superfluous_unsubscribe_is_no_change() {
         let mut subscription = Subscription::new(LegacyWildcard::Means);
-        subscription.amend(&names(&["A"]), &[]);
+        let set = TypeSet::empty();
+        subscription.amend(&names(&["A"]), &[], &set);
         assert_eq!(
-            subscription.amend(&[], &names(&["B"])),
+            subscription.amend(&[], &names(&["B"]), &set),
             SubscriptionChange::default()
         );
     }

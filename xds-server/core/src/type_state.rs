@@ -1,157 +1,154 @@
 //! One type on one stream: what the client wants, what it was sent, and what it still lacks.
 //!
 //! The client's holdings are never listed. The client holds `base` as far as it wants it, except
-//! for the names in `todo` and `breaks`; a stream that has converged costs one pointer per type.
+//! for the names in `todo`, `breaks` and `isolation`; a stream that has converged costs one
+//! pointer per type.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::limits;
-use crate::resource::{Name, Resource, TypeUrl, Version};
-use crate::status::{ConfigStatus, ResourceStatus};
+use crate::features::Features;
+use crate::resource::{Name, Resource, Version};
 use crate::stream::Variant;
 use crate::subscription::{LegacyWildcard, Subscription, SubscriptionChange};
-use crate::type_rules::{self, TypeRules};
+use crate::type_rules::TypeRules;
 use crate::view::TypeSet;
 use crate::xdstp;
 
+mod accused;
+mod answers;
+mod breaks;
+mod compose;
+mod heartbeats;
+mod isolation;
+mod status;
+
+pub(crate) use answers::Answer;
+pub use answers::Refusal;
+pub(crate) use compose::Content;
+
+use answers::InFlight;
+use breaks::Break;
+use isolation::Isolation;
+
 /// State of one type on one stream.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is one thing that is owed, or known of the client"
+)]
 #[derive(Debug)]
 pub(crate) struct TypeState {
     pub(crate) rules: &'static TypeRules,
     variant: Variant,
+    features: Features,
     subscription: Subscription,
     base: Arc<TypeSet>,
     // Names to look at for the next response, with what the client holds of each.
     todo: BTreeMap<Name, Held>,
     // Resources that are gone from `base` but that the client may still refer to (R44).
     breaks: BTreeMap<Name, Break>,
+    // What was refused, and what of it is still looked into.
+    isolation: Option<Box<Isolation>>,
     // When the client must hear again of a resource that would die otherwise (R54).
     heartbeats: BTreeMap<Name, Duration>,
     // A response is due even if it carries nothing (R34), or the whole set must be restated.
     owes_answer: bool,
+    // The next set lacks what the client holds.
+    is_smaller: bool,
+    // The whole set is asked for.
+    asks_everything: bool,
+    // What the client does not hold of this stream it may hold of an earlier one; state of the
+    // world only.
+    is_returning: bool,
     // The client asked for something in `todo`: it is not made to wait for an earlier answer.
     has_asked: bool,
     // When the oldest unsent content came to be known.
     pending_since: Option<Duration>,
-    in_flight: VecDeque<InFlight>,
+    // Oldest first.
+    in_flight: Vec<InFlight>,
     acked_generation: Option<u64>,
     // Generation of the newest accepted response that left nothing to be sent.
     whole_generation: u64,
-    refusal: Option<Refusal>,
+    // `version_info` of the last response that was accepted.
+    acked_version: Option<Version>,
+    refusal: Option<Box<Refusal>>,
+    // It refused something that is replaced by now, and goes on with what it had until it accepts.
+    keeps_old: bool,
 }
 
-/// What the client holds of a name in `todo`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// What the client holds of a name.
+#[derive(Clone, Debug)]
 enum Held {
     Nothing,
-    Version(Version),
-    // It asked, so it gets an answer whatever it holds (R21, R28).
+    Exactly(Arc<Resource>),
+    // It asked, so it gets an answer whatever it holds (R21, R28); or it held something on an
+    // earlier stream, and does not say what.
     Unknown,
+    // It refused something newer and may have taken it all the same (R64); this is what it
+    // accepted last.
+    Doubtful(Option<Arc<Resource>>),
 }
 
-#[derive(Debug)]
-struct Break {
-    // As it was last, which may be newer than what the client holds.
-    resource: Arc<Resource>,
-    held: Version,
-    since: Duration,
+/// The first state-of-the-world request of a type on a stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FirstRequest {
+    /// The client accepted something on an earlier stream, and may hold it.
+    pub(crate) is_returning: bool,
 }
 
-#[derive(Debug)]
-struct InFlight {
-    nonce: u64,
-    generation: u64,
-    sent_at: Duration,
-    // Nothing was left to be sent after it.
-    is_whole: bool,
-}
+impl Held {
+    fn is(&self, version: Version) -> bool {
+        matches!(self, Self::Exactly(held) if held.version() == version)
+    }
 
-/// The client's last word on a type, if it was a refusal.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Refusal {
-    /// Generation of the content that was refused.
-    pub generation: u64,
-    /// The client's own words, cut at [`limits::ERROR_TEXT_BYTES`].
-    pub message: String,
-}
+    /// What it is known to have accepted last.
+    fn accepted(&self) -> Option<&Arc<Resource>> {
+        match self {
+            Self::Exactly(held) | Self::Doubtful(Some(held)) => Some(held),
+            Self::Nothing | Self::Unknown | Self::Doubtful(None) => None,
+        }
+    }
 
-/// What a request meant as an answer to an earlier response.
-#[derive(Debug, Eq, PartialEq)]
-pub(crate) enum Answer {
-    /// The newest or an earlier unanswered response was accepted.
-    Ack { generation: u64, sent_at: Duration },
-    /// It was refused.
-    Nack(Refusal),
-    /// It names no unanswered response of this stream.
-    Stale,
-}
-
-/// The content of one response, before it is put into bytes.
-#[derive(Debug, Default)]
-pub(crate) struct Content {
-    pub(crate) upserts: Vec<Arc<Resource>>,
-    pub(crate) removed: Vec<Name>,
-    // Asked for, and absent in the way of R57.
-    pub(crate) absent: Vec<Name>,
-    // Unchanged, and alive (R54).
-    pub(crate) alive: Vec<Arc<Resource>>,
-    pub(crate) version: Option<Version>,
-    // Clusters of this response that the client does not hold yet in this very version.
-    pub(crate) changed_endpoints: Vec<Name>,
+    fn doubted(self) -> Self {
+        match self {
+            Self::Exactly(held) => Self::Doubtful(Some(held)),
+            Self::Nothing => Self::Doubtful(None),
+            Self::Unknown | Self::Doubtful(_) => self,
+        }
+    }
 }
 
 impl TypeState {
     pub(crate) fn new(
         rules: &'static TypeRules,
         variant: Variant,
+        features: Features,
         legacy: LegacyWildcard,
         base: Arc<TypeSet>,
     ) -> Self {
         Self {
             rules,
             variant,
+            features,
             subscription: Subscription::new(legacy),
             base,
             todo: BTreeMap::new(),
             breaks: BTreeMap::new(),
+            isolation: None,
             heartbeats: BTreeMap::new(),
             owes_answer: false,
+            is_smaller: false,
+            asks_everything: false,
+            is_returning: false,
             has_asked: false,
             pending_since: None,
-            in_flight: VecDeque::new(),
+            in_flight: Vec::new(),
             acked_generation: None,
             whole_generation: 0,
+            acked_version: None,
             refusal: None,
-        }
-    }
-
-    /// Settles the response that `nonce` names and all before it (R47).
-    pub(crate) fn handle_answer(&mut self, nonce: Option<u64>, error: Option<&str>) -> Answer {
-        let mut sent = self.in_flight.iter();
-        let position = sent.position(|sent| Some(sent.nonce) == nonce);
-        let settled = position.and_then(|at| self.in_flight.drain(..=at).next_back());
-        let Some(sent) = settled else {
-            return Answer::Stale;
-        };
-        let generation = sent.generation;
-        if let Some(error) = error {
-            let refusal = Refusal {
-                generation,
-                message: cut(error).to_owned(),
-            };
-            self.refusal = Some(refusal.clone());
-            return Answer::Nack(refusal);
-        }
-        self.acked_generation = Some(generation);
-        if sent.is_whole {
-            self.whole_generation = generation;
-        }
-        self.refusal = None;
-        Answer::Ack {
-            generation,
-            sent_at: sent.sent_at,
+            keeps_old: false,
         }
     }
 
@@ -159,16 +156,17 @@ impl TypeState {
     pub(crate) fn handle_names(
         &mut self,
         names: &[Name],
-        is_first: bool,
+        first: Option<FirstRequest>,
         now: Duration,
     ) -> SubscriptionChange {
-        let change = self.subscription.replace(names);
+        self.is_returning |= first.is_some_and(|first| first.is_returning);
+        let change = self.subscription.replace(names, &self.base);
         self.forget_unwanted(&change);
         if self.rules.is_full_state {
-            self.owes_answer |= change.is_wildcard_added || !change.added.is_empty();
+            self.ask_whole_set(&change);
         } else {
             // R34: the first wildcard is answered even if there is nothing.
-            self.owes_answer |= is_first && change.is_wildcard_added;
+            self.owes_answer |= first.is_some() && change.is_wildcard_added;
             self.ask(&change);
         }
         self.note_pending(now);
@@ -184,7 +182,7 @@ impl TypeState {
         initial: Option<&[(Name, Option<Version>)]>,
         now: Duration,
     ) -> SubscriptionChange {
-        let change = self.subscription.amend(subscribe, unsubscribe);
+        let change = self.subscription.amend(subscribe, unsubscribe, &self.base);
         self.forget_unwanted(&change);
         if let Some(initial) = initial {
             self.owes_answer |= change.is_wildcard_added && initial.is_empty();
@@ -197,6 +195,7 @@ impl TypeState {
             for name in &change.dropped {
                 // What is about to be removed is told of then.
                 if !self.breaks.contains_key(name) {
+                    self.isolation_forget(name);
                     self.todo.insert(Name::clone(name), Held::Unknown);
                     self.has_asked = true;
                 }
@@ -211,6 +210,11 @@ impl TypeState {
         if Arc::ptr_eq(&self.base, set) {
             return;
         }
+        // Nothing of it was sent.
+        if self.asks_everything {
+            self.base = Arc::clone(set);
+            return;
+        }
         for name in set.changed_since(&self.base) {
             if !self.is_concerned(&name, set) {
                 continue;
@@ -218,10 +222,9 @@ impl TypeState {
             let (old, new) = (self.base.resource(&name).cloned(), set.resource(&name));
             match (old, new) {
                 (Some(old), None) => self.take_away(name, old, now),
-                (old, Some(resource)) => {
-                    let version = resource.version();
-                    self.bring(name, old.map(|old| old.version()), version);
-                }
+                // There and back: a version that was refused stays refused (R10).
+                (Some(old), Some(new)) if old.version() == new.version() => {}
+                (old, Some(new)) => self.bring(name, old, new),
                 (None, None) => {}
             }
         }
@@ -254,43 +257,26 @@ impl TypeState {
             Some(Held::Unknown) => {
                 self.todo.insert(name, Held::Unknown);
             }
-            Some(Held::Version(held)) => self.keep_or_remove(name, old, held, now),
+            Some(held) => self.keep_or_remove(name, held, now),
             None => {
-                let held = old.version();
-                self.keep_or_remove(name, old, held, now);
+                let refused = self.isolation_forget(&name);
+                let held = refused.unwrap_or(Held::Exactly(old));
+                self.keep_or_remove(name, held, now);
             }
         }
     }
 
-    fn keep_or_remove(
-        &mut self,
-        name: Name,
-        resource: Arc<Resource>,
-        held: Version,
-        since: Duration,
-    ) {
-        // Nothing refers to it, and what replaces it may need its place: a listener's address.
-        if self.rules.breaks_after.is_empty() {
-            self.remove_from_client(name, held);
-            return;
+    fn bring(&mut self, name: Name, old: Option<Arc<Resource>>, new: &Arc<Resource>) {
+        if old.is_none() {
+            self.subscription.share(new.name());
         }
-        let kept = Break {
-            resource,
-            held,
-            since,
+        let refused = self.isolation_forget(&name);
+        let held = match (self.breaks.remove(&name), self.todo.remove(&name)) {
+            (Some(kept), _) => kept.held,
+            (None, Some(held)) => held,
+            (None, None) => refused.unwrap_or(old.map_or(Held::Nothing, Held::Exactly)),
         };
-        self.breaks.insert(name, kept);
-    }
-
-    fn bring(&mut self, name: Name, old: Option<Version>, version: Version) {
-        let held = match (self.breaks.remove(&name), self.todo.get(&name)) {
-            (Some(kept), _) => Held::Version(kept.held),
-            (None, Some(held)) => *held,
-            (None, None) => old.map_or(Held::Nothing, Held::Version),
-        };
-        if held == Held::Version(version) {
-            self.todo.remove(&name);
-        } else {
+        if !held.is(new.version()) {
             self.todo.insert(name, held);
         }
     }
@@ -299,7 +285,9 @@ impl TypeState {
     /// client was sent makes it wait for this one (R48).
     pub(crate) fn restate(&mut self, name: &Name, now: Duration) {
         let resource = self.base.resource(name);
-        if resource.is_some_and(|it| self.subscription.wants_resource(it)) {
+        let is_wanted = resource.is_some_and(|it| self.subscription.wants_resource(it));
+        // What was refused is refused, whoever waits for it (R10).
+        if is_wanted && !self.is_isolated(name) {
             self.todo.insert(Name::clone(name), Held::Unknown);
             self.note_pending(now);
         }
@@ -316,12 +304,7 @@ impl TypeState {
 
     /// Whether there is content, or an answer, that was not sent.
     pub(crate) fn has_makes(&self) -> bool {
-        self.owes_answer || !self.todo.is_empty()
-    }
-
-    /// Whether a removal is held back.
-    pub(crate) fn has_breaks(&self) -> bool {
-        !self.breaks.is_empty()
+        self.owes_answer || !self.todo.is_empty() || self.has_suspects()
     }
 
     /// Whether all content was sent and answered, one way or the other.
@@ -331,75 +314,7 @@ impl TypeState {
 
     /// Whether all content was sent and accepted.
     pub(crate) fn is_settled(&self) -> bool {
-        self.is_answered() && self.refusal.is_none()
-    }
-
-    /// Generation up to which the client answered all that it wants, if the view is of `newest`.
-    pub(crate) fn answered_through(&self, newest: u64) -> u64 {
-        if self.is_answered() && !self.has_breaks() {
-            newest
-        } else {
-            self.whole_generation
-        }
-    }
-
-    /// Whether the client refused what it was sent last.
-    pub(crate) fn refusal(&self) -> Option<&Refusal> {
-        self.refusal.as_ref()
-    }
-
-    /// Generation of the last content that the client accepted.
-    pub(crate) fn acked_generation(&self) -> Option<u64> {
-        self.acked_generation
-    }
-
-    /// Generation of the newest content that the client was sent.
-    pub(crate) fn sent_generation(&self) -> Option<u64> {
-        let unanswered = self.in_flight.back().map(|sent| sent.generation);
-        let refused = self.refusal.as_ref().map(|refusal| refusal.generation);
-        unanswered.or(refused).max(self.acked_generation)
-    }
-
-    /// Where the client stands with each resource that it asked for, or may still hold.
-    pub(crate) fn config_status(&self, type_url: &TypeUrl) -> Vec<ResourceStatus> {
-        let row = |name: &Name, version, status| ResourceStatus {
-            type_url: TypeUrl::clone(type_url),
-            name: Name::clone(name),
-            version,
-            status,
-            error: None,
-        };
-        let mut wanted: BTreeMap<&Name, Option<&Arc<Resource>>> = BTreeMap::new();
-        if self.subscription.is_wildcard() {
-            wanted.extend(self.base.resources().map(|it| (it.name(), Some(it))));
-        }
-        let names = self.subscription.names().iter();
-        let meant: Vec<Name> = names.flat_map(|name| self.meant_by(name)).collect();
-        wanted.extend(meant.iter().map(|name| (name, self.base.resource(name))));
-        let error = self.refusal.as_ref().map(|it| Arc::from(&*it.message));
-        let mut rows: Vec<ResourceStatus> = wanted
-            .into_iter()
-            .map(|(name, resource)| {
-                let status = if self.todo.contains_key(name) {
-                    ConfigStatus::NotSent
-                } else if !self.in_flight.is_empty() {
-                    ConfigStatus::Stale
-                } else if error.is_some() {
-                    ConfigStatus::Error
-                } else {
-                    ConfigStatus::Synced
-                };
-                let version = resource.map(|it| it.version());
-                let error = error.clone().filter(|_| status == ConfigStatus::Error);
-                ResourceStatus {
-                    error,
-                    ..row(name, version, status)
-                }
-            })
-            .collect();
-        let gone = self.breaks.keys();
-        rows.extend(gone.map(|name| row(name, None, ConfigStatus::NotSent)));
-        rows
+        self.is_answered() && self.refusal.is_none() && self.isolation.is_none()
     }
 
     pub(crate) fn subscription(&self) -> &Subscription {
@@ -410,192 +325,59 @@ impl TypeState {
         self.pending_since
     }
 
-    pub(crate) fn oldest_break(&self) -> Option<Duration> {
-        self.breaks.values().map(|held| held.since).min()
-    }
-
-    /// When the next response may go, as far as this type alone is concerned: one unanswered
-    /// response at a time, with an escape (R46a), and no wait for who asked.
-    pub(crate) fn may_send_at(&self) -> Duration {
-        let Some(newest) = self.in_flight.back() else {
-            return Duration::ZERO;
-        };
-        let is_incremental = self.variant == Variant::Delta;
-        let has_room = self.in_flight.len() < limits::IN_FLIGHT;
-        if is_incremental && self.has_asked && has_room {
-            return Duration::ZERO;
-        }
-        if has_room {
-            newest.sent_at + limits::ANSWER_PATIENCE
-        } else {
-            Duration::MAX
-        }
-    }
-
-    /// Lets removals go: those held since `before` or earlier.
-    pub(crate) fn release_breaks(&mut self, before: Duration, now: Duration) {
-        let due: Vec<Name> = self
-            .breaks
-            .iter()
-            .filter(|(_, held)| held.since <= before)
-            .map(|(name, _)| Name::clone(name))
-            .collect();
-        for name in due {
-            let Some(held) = self.breaks.remove(&name) else {
-                continue;
-            };
-            self.remove_from_client(name, held.held);
-        }
-        self.note_pending(now);
-    }
-
-    fn remove_from_client(&mut self, name: Name, held: Version) {
-        match self.variant {
-            Variant::Delta => {
-                self.todo.insert(name, Held::Version(held));
-            }
-            // A set without it is the removal; for the other types there is none.
-            Variant::Sotw => self.owes_answer |= self.rules.is_full_state,
-        }
-    }
-
-    /// Takes the content of the next response, or `None` if there is nothing to say after all.
-    pub(crate) fn take_content(&mut self, now: Duration) -> Option<Content> {
-        self.has_asked = false;
-        let is_due = std::mem::take(&mut self.owes_answer);
-        let is_restated = self.variant == Variant::Sotw && self.rules.is_full_state;
-        let mut content = match is_restated {
-            true if is_due || !self.todo.is_empty() => self.whole_set(),
-            true => Content::default(),
-            false => self.take_changes(),
-        };
-        if !self.has_makes() {
-            self.pending_since = None;
-        }
-        if self.variant == Variant::Delta {
-            self.beat(&mut content, now);
-        }
-        let is_empty = content.upserts.is_empty()
-            && content.removed.is_empty()
-            && content.absent.is_empty()
-            && content.alive.is_empty();
-        let restates = content.version.is_some();
-        (is_due || restates || !is_empty).then_some(content)
-    }
-
-    /// Remembers that a response was sent.
-    pub(crate) fn note_sent(&mut self, nonce: u64, now: Duration) {
-        self.in_flight.push_back(InFlight {
-            nonce,
-            generation: self.base.generation(),
-            sent_at: now,
-            is_whole: !self.has_makes() && !self.has_breaks(),
-        });
-    }
-
     /// Hash of the set that responses are taken from.
     pub(crate) fn version(&self) -> Version {
         self.base.version()
     }
 
-    /// When the next heartbeat is due, if the client holds anything that needs one.
-    pub(crate) fn next_beat(&self) -> Option<Duration> {
-        self.heartbeats.values().min().copied()
-    }
-
-    // Twice in its time to live, so that one that is lost or late does not kill the resource.
-    fn beat(&mut self, content: &mut Content, now: Duration) {
-        for name in &content.removed {
-            self.heartbeats.remove(name);
-        }
-        for resource in &content.upserts {
-            match resource.ttl() {
-                Some(ttl) => self
-                    .heartbeats
-                    .insert(Name::clone(resource.name()), now + ttl / 2),
-                None => self.heartbeats.remove(resource.name()),
+    // In a set that is restated whole, only what is new to the client is looked at later.
+    fn ask_whole_set(&mut self, change: &SubscriptionChange) {
+        let is_first = self.in_flight.is_empty() && self.acked_generation.is_none();
+        if change.is_wildcard_added && is_first && !self.has_makes() {
+            self.asks_everything = true;
+        } else if change.is_wildcard_added {
+            let names = self.base.resources().map(|it| it.name());
+            let is_new = |name: &&Name| {
+                let is_named = self.subscription.has_named(name) || change.dropped.contains(name);
+                !is_named || change.added.contains(name)
             };
-        }
-        let (base, todo) = (&self.base, &self.todo);
-        self.heartbeats.retain(|name, due| {
-            let Some(resource) = base.resource(name) else {
-                return false;
-            };
-            if let Some(ttl) = resource
-                .ttl()
-                .filter(|_| *due <= now && !todo.contains_key(name))
-            {
-                content.alive.push(Arc::clone(resource));
-                *due = now + ttl / 2;
-            }
-            resource.ttl().is_some()
-        });
-    }
-
-    fn take_changes(&mut self) -> Content {
-        let mut content = Content::default();
-        let mut size_bytes = 0;
-        while let Some((name, held)) = self.todo.pop_first() {
-            match self.base.resource(&name) {
-                Some(resource) if held == Held::Version(resource.version()) => {}
-                Some(resource) => {
-                    let entry_bytes = resource.delta_entry().len();
-                    // A single resource over the limit goes alone: splitting cannot help it.
-                    if size_bytes > 0 && size_bytes + entry_bytes > limits::RESPONSE_BYTES {
-                        self.todo.insert(name, held);
-                        break;
-                    }
-                    size_bytes += entry_bytes;
-                    content
-                        .changed_endpoints
-                        .extend(resource.endpoints().cloned());
-                    content.upserts.push(Arc::clone(resource));
-                }
-                None if held == Held::Nothing || self.variant == Variant::Sotw => {}
-                None => {
-                    size_bytes += name.len();
-                    let was_held = matches!(held, Held::Version(_));
-                    if self.rules.type_url == type_rules::VIRTUAL_HOST && !was_held {
-                        content.absent.push(name);
-                    } else {
-                        content.removed.push(name);
-                    }
-                }
+            let new: Vec<Name> = names.filter(is_new).cloned().collect();
+            for name in new {
+                let held = self.unheld();
+                self.todo.entry(name).or_insert(held);
             }
         }
-        content
+        self.owes_answer |= change.is_wildcard_added || !change.added.is_empty();
+        // What the wildcard brought is held, by whatever name it is asked for then.
+        let was_wildcard = change.is_wildcard_dropped
+            || (self.subscription.is_wildcard() && !change.is_wildcard_added);
+        for name in &change.added {
+            if was_wildcard && !self.is_isolated(name) {
+                continue;
+            }
+            self.isolation_forget(name);
+            let is_missing = self.base.resource(name).is_none();
+            if is_missing && self.features.reads_errors {
+                self.todo.insert(Name::clone(name), Held::Unknown);
+            } else if !is_missing {
+                let held = self.unheld();
+                self.todo.entry(Name::clone(name)).or_insert(held);
+            }
+        }
     }
 
-    fn whole_set(&mut self) -> Content {
-        let changed = std::mem::take(&mut self.todo);
-        let changed = changed.keys().filter_map(|name| self.base.resource(name));
-        let changed_endpoints = changed.filter_map(|it| it.endpoints().cloned()).collect();
-        for kept in self.breaks.values_mut() {
-            kept.held = kept.resource.version();
-        }
-        let kept = self.breaks.values().map(|held| &held.resource);
-        let upserts: Vec<Arc<Resource>> = if self.subscription.is_wildcard() {
-            self.base.resources().chain(kept).cloned().collect()
+    // What the client holds of something that it was not sent on this stream.
+    fn unheld(&self) -> Held {
+        if self.is_returning {
+            Held::Unknown
         } else {
-            let names = self.subscription.names().iter();
-            let wanted = names.filter_map(|name| self.base.resource(name));
-            wanted.chain(kept).cloned().collect()
-        };
-        let version = if self.breaks.is_empty() {
-            self.base.version()
-        } else {
-            Version::of_set(upserts.iter())
-        };
-        Content {
-            upserts,
-            version: Some(version),
-            changed_endpoints,
-            ..Content::default()
+            Held::Nothing
         }
     }
 
     fn ask(&mut self, change: &SubscriptionChange) {
         if change.is_wildcard_added {
+            self.isolation = None;
             for resource in self.base.resources() {
                 self.todo
                     .insert(Name::clone(resource.name()), Held::Unknown);
@@ -605,6 +387,7 @@ impl TypeState {
         let meant: Vec<Name> = added.flat_map(|name| self.meant_by(name)).collect();
         for name in meant {
             self.breaks.remove(&name);
+            self.isolation_forget(&name);
             self.todo.insert(name, Held::Unknown);
         }
         self.has_asked |= change.is_wildcard_added || !change.added.is_empty();
@@ -636,7 +419,10 @@ impl TypeState {
                 .get(&name)
                 .is_some_and(|held| version.is_some() && *held == version);
             if !is_equal {
-                self.todo.insert(name, Held::Unknown);
+                // Nothing has to be told of what only the wildcard means and the client lacks.
+                let is_new = !held.contains_key(&name) && !self.subscription.has_named(&name);
+                let held = if is_new { Held::Nothing } else { Held::Unknown };
+                self.todo.insert(name, held);
                 self.has_asked = true;
             }
         }
@@ -672,6 +458,10 @@ impl TypeState {
         self.todo.retain(|name, _| is_wanted(name));
         self.breaks.retain(|name, _| is_wanted(name));
         self.heartbeats.retain(|name, _| is_wanted(name));
+        if let Some(isolation) = &mut self.isolation {
+            isolation.retain(is_wanted);
+            self.isolation.take_if(|isolation| isolation.is_over());
+        }
     }
 
     fn note_pending(&mut self, now: Duration) {
@@ -681,12 +471,4 @@ impl TypeState {
             self.pending_since = Some(now);
         }
     }
-}
-
-fn cut(text: &str) -> &str {
-    let mut end = text.len().min(limits::ERROR_TEXT_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
 }

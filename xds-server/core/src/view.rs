@@ -7,12 +7,15 @@ use rpds::RedBlackTreeMapSync;
 
 use crate::limits;
 use crate::resource::{Name, Resource, TypeUrl, Version};
+use crate::type_rules::{KNOWN_TYPES, TypeRules, rules_of};
 
 /// Everything that the clients of one scope should have, at one generation.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     generation: u64,
     types: BTreeMap<TypeUrl, Arc<TypeSet>>,
+    // The same sets by number, for streams, which look up each of their types at each change.
+    known: [Option<Arc<TypeSet>>; KNOWN_TYPES],
 }
 
 /// What becomes of one name: another resource, or none.
@@ -44,7 +47,7 @@ impl View {
             let after = TypeSet::after(&before, generation, &changes);
             types.insert(TypeUrl::clone(type_url), after);
         }
-        Self { generation, types }
+        Self::of(generation, types)
     }
 
     /// The same commit with some names changed, for clients that get something else. What is
@@ -68,9 +71,20 @@ impl View {
             let apart = TypeSet::after(&Arc::new(set), generation, &changes);
             types.insert(TypeUrl::clone(type_url), apart);
         }
+        Self::of(self.generation, types)
+    }
+
+    fn of(generation: u64, types: BTreeMap<TypeUrl, Arc<TypeSet>>) -> Self {
+        let mut known = [const { None }; KNOWN_TYPES];
+        for (type_url, set) in &types {
+            if let Some(index) = rules_of(type_url).id.index() {
+                known[index] = Some(Arc::clone(set));
+            }
+        }
         Self {
-            generation: self.generation,
+            generation,
             types,
+            known,
         }
     }
 
@@ -85,9 +99,12 @@ impl View {
     }
 
     /// The set of one type; the empty one if the view never had the type.
-    pub(crate) fn set_or_empty(&self, type_url: &str) -> Arc<TypeSet> {
-        self.type_set(type_url)
-            .map_or_else(TypeSet::empty, Arc::clone)
+    pub(crate) fn set_or_empty(&self, rules: &TypeRules, type_url: &str) -> Arc<TypeSet> {
+        let set = match rules.id.index() {
+            Some(index) => self.known[index].as_ref(),
+            None => self.type_set(type_url),
+        };
+        set.map_or_else(TypeSet::empty, Arc::clone)
     }
 
     /// All types with their sets, in the order of their URLs.

@@ -9,6 +9,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use std::time::Duration;
 
 use crate::resource::{Extras, Name, Version};
+use crate::stream::Variant;
 
 // DiscoveryResponse
 const SOTW_VERSION_INFO: u32 = 1;
@@ -16,6 +17,7 @@ const SOTW_RESOURCES: u32 = 2;
 const SOTW_TYPE_URL: u32 = 4;
 const SOTW_NONCE: u32 = 5;
 const SOTW_CONTROL_PLANE: u32 = 6;
+const SOTW_RESOURCE_ERRORS: u32 = 7;
 // DeltaDiscoveryResponse
 const DELTA_SYSTEM_VERSION_INFO: u32 = 1;
 const DELTA_RESOURCES: u32 = 2;
@@ -23,12 +25,21 @@ const DELTA_TYPE_URL: u32 = 4;
 const DELTA_NONCE: u32 = 5;
 const DELTA_REMOVED_RESOURCES: u32 = 6;
 const DELTA_CONTROL_PLANE: u32 = 7;
+const DELTA_RESOURCE_ERRORS: u32 = 9;
 // Resource
 const RESOURCE_VERSION: u32 = 1;
 const RESOURCE_RESOURCE: u32 = 2;
 const RESOURCE_NAME: u32 = 3;
 const RESOURCE_ALIASES: u32 = 4;
 const RESOURCE_TTL: u32 = 6;
+// ResourceError, ResourceName, and google.rpc.Status
+const ERROR_RESOURCE_NAME: u32 = 1;
+const ERROR_DETAIL: u32 = 2;
+const RESOURCE_NAME_NAME: u32 = 1;
+const STATUS_CODE: u32 = 1;
+const STATUS_MESSAGE: u32 = 2;
+// google.rpc.Code
+const NOT_FOUND: u64 = 5;
 // google.protobuf.Duration
 const DURATION_SECONDS: u32 = 1;
 const DURATION_NANOS: u32 = 2;
@@ -37,6 +48,9 @@ const ANY_TYPE_URL: u32 = 1;
 const ANY_VALUE: u32 = 2;
 // core.v3.ControlPlane
 const CONTROL_PLANE_IDENTIFIER: u32 = 1;
+
+// Type of the `Any`s that have a `Resource` in them.
+const WRAPPER: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
 /// Header fields of a state-of-the-world response; resources follow as shared slices.
 pub(crate) fn encode_sotw_header(
@@ -105,13 +119,60 @@ pub(crate) fn encode_delta_entry(
     wrap(&out)
 }
 
+/// One `resources` entry of a state-of-the-world response for a resource that has more to it than
+/// a message: an `Any` of a `Resource` (R54).
+pub(crate) fn encode_wrapped_entry(
+    type_url: &str,
+    name: &str,
+    version: Version,
+    value: &[u8],
+    extras: &Extras,
+) -> Bytes {
+    let mut out = encode_resource_head(name, Some(version), extras);
+    put_prefix(&mut out, RESOURCE_RESOURCE, any_len(type_url, value));
+    put_any(&mut out, type_url, value);
+    encode_sotw_entry(WRAPPER, &out)
+}
+
 /// A heartbeat: the resource is as it was and lives on (R54).
-pub(crate) fn encode_heartbeat(name: &str, version: Version, ttl: Duration) -> Bytes {
+pub(crate) fn encode_heartbeat(
+    variant: Variant,
+    name: &str,
+    version: Version,
+    ttl: Duration,
+) -> Bytes {
     let extras = Extras {
         ttl: Some(ttl),
         ..Extras::default()
     };
-    wrap(&encode_resource_head(name, Some(version), &extras))
+    let resource = encode_resource_head(name, Some(version), &extras);
+    match variant {
+        Variant::Delta => wrap(&resource),
+        Variant::Sotw => encode_sotw_entry(WRAPPER, &resource),
+    }
+}
+
+/// An entry of `resource_errors`: there is no such resource (R56).
+pub(crate) fn encode_not_found(variant: Variant, name: &str) -> Bytes {
+    let mut resource_name = BytesMut::new();
+    put_field(&mut resource_name, RESOURCE_NAME_NAME, name.as_bytes());
+    let mut status = BytesMut::new();
+    put_number(&mut status, STATUS_CODE, NOT_FOUND);
+    put_field(
+        &mut status,
+        STATUS_MESSAGE,
+        b"no resource of this name is configured for this node",
+    );
+    let mut error = BytesMut::new();
+    put_field(&mut error, ERROR_RESOURCE_NAME, &resource_name);
+    put_field(&mut error, ERROR_DETAIL, &status);
+    let mut out = BytesMut::with_capacity(field_len(error.len()));
+    let field = match variant {
+        Variant::Sotw => SOTW_RESOURCE_ERRORS,
+        Variant::Delta => DELTA_RESOURCE_ERRORS,
+    };
+    put_field(&mut out, field, &error);
+    out.freeze()
 }
 
 /// A name that was asked for and does not exist, where absence is told by a resource without a

@@ -5,6 +5,8 @@
 mod delta;
 #[path = "protocol/hostile.rs"]
 mod hostile;
+#[path = "protocol/isolation.rs"]
+mod isolation;
 #[path = "protocol/model.rs"]
 mod model;
 #[path = "protocol/order.rs"]
@@ -15,3 +17,5 @@ mod sotw;
 mod status;
 #[path = "protocol/support.rs"]
 mod support;
+#[path = "protocol/ttl.rs"]
+mod ttl;

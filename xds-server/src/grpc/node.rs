@@ -6,6 +6,7 @@ use bytes::Bytes;
 use isthmus_api::envoy_resources::NodeView;
 use isthmus_proto::pb::envoy::config::core::v3::{Node, node::UserAgentVersionType};
 use isthmus_proto::pb::google::protobuf::value::Kind;
+use isthmus_xds_core::Features;
 use isthmus_xds_core::stream::Peer;
 use prost::Message;
 use tonic::Status;
@@ -31,6 +32,7 @@ pub(crate) struct ClientNode {
     metadata: BTreeMap<String, String>,
     /// The message, for who asks about the client.
     pub(super) encoded: Bytes,
+    client_features: Vec<String>,
     proven: ConnectedPeer,
 }
 
@@ -68,6 +70,7 @@ impl ClientNode {
             sub_zone: locality.sub_zone,
             metadata: metadata.collect(),
             encoded,
+            client_features: node.client_features,
             proven,
         })
     }
@@ -83,6 +86,12 @@ impl ClientNode {
             sub_zone: &self.sub_zone,
             metadata: &self.metadata,
         }
+    }
+
+    /// What the client can read.
+    pub(super) fn features(&self) -> Features {
+        let features = self.client_features.iter().map(String::as_str);
+        Features::parse(self.peer(), features)
     }
 
     /// How the client reads the protocol.

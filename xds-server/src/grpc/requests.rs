@@ -117,6 +117,7 @@ impl From<DiscoveryRequest> for Inbound {
             node: message.node,
             request: Request {
                 type_url: message.type_url,
+                version: message.version_info,
                 nonce: message.response_nonce,
                 error: message.error_detail.map(|status| status.message),
                 names: names(message.resource_names),

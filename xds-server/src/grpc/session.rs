@@ -11,7 +11,7 @@ use prost::Message;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::Opening;
 use super::node::ClientNode;
@@ -123,6 +123,7 @@ impl Session {
             variant,
             only_type: opening.only_type,
             peer: node.peer(),
+            features: node.features(),
             id,
             identifier: opening.identifier,
         };
@@ -192,6 +193,7 @@ impl Session {
             let turn = client.take_turn(&self.plane.convergence, self.opened.elapsed());
             if let Some(response) = turn.response {
                 self.plane.metrics.count_response(&response);
+                self.note(&turn.events);
                 outbound.put(response);
             } else if !poll_timer(
                 &mut self.timer,
@@ -211,18 +213,51 @@ impl Session {
         if request.nonce.is_empty() {
             self.plane.metrics.count_subscription(&request.type_url);
         }
-        for event in &events {
+        self.note(&events);
+        Ok(())
+    }
+
+    fn note(&self, events: &[Event]) {
+        for event in events {
             self.plane.metrics.count_event(event);
-            if let Event::Nacked { type_url, refusal } = event {
-                let client = self.membership.client();
-                self.plane.note_refusal(self.id, client, type_url, refusal);
+            match event {
+                Event::Nacked { type_url, refusal } => {
+                    let client = self.membership.client();
+                    self.plane.note_refusal(self.id, client, type_url, refusal);
+                }
+                Event::Isolated {
+                    type_url,
+                    name,
+                    version,
+                    generation,
+                    ..
+                } => warn!(
+                    node = self.node.id,
+                    stream = self.id,
+                    r#type = &**type_url,
+                    name = &**name,
+                    %version,
+                    generation,
+                    "this resource is what the client refuses; the others are sent without it"
+                ),
+                Event::Oversized {
+                    type_url,
+                    size_bytes,
+                } => warn!(
+                    node = self.node.id,
+                    stream = self.id,
+                    r#type = &**type_url,
+                    size_bytes,
+                    "a response is over the 4 MiB that gRPC clients take unless told otherwise; \
+                     give the client fewer or smaller resources, or raise its limit"
+                ),
+                Event::Acked { .. } | Event::StaleNonce { .. } => {}
             }
             if let Event::Acked { type_url, .. } = event {
                 let client = self.membership.client();
                 self.plane.note_acceptance(self.id, client, type_url);
             }
         }
-        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use isthmus_api::envoy_resources::{NodeView, Selector};
 use isthmus_proto::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+use isthmus_xds_core::Features;
 use isthmus_xds_core::catalog::Draft;
 use isthmus_xds_core::stream::{Peer, StreamOptions};
 use isthmus_xds_core::type_rules::{CLUSTER, ENDPOINT, VIRTUAL_HOST};
@@ -102,6 +103,7 @@ impl Session {
             variant: Variant::Delta,
             only_type: None,
             peer: Peer::Envoy,
+            features: Features::default(),
             id,
             identifier: "test".into(),
         };

@@ -39,32 +39,6 @@ fn r02_stream_of_one_type_takes_no_other_and_needs_no_name_for_its_own() {
 }
 
 #[test]
-fn r10_n12_a_refused_resource_is_not_sent_again_until_it_differs() {
-    let mut plane = Plane::default();
-    let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1")]));
-    client.ask(CLUSTER, &[]);
-    client.settle();
-
-    let bad = plane.publish(&[(CLUSTER, "a", "bad"), (CLUSTER, "b", "1")]);
-    client.publish(bad);
-    let reply = only(client.receive());
-    client.nack(&reply, "a is bad");
-    client.wait(60_000);
-    assert!(client.receive().is_empty(), "nothing in a minute");
-    assert!(!client.is_settled(CLUSTER));
-    let events = client.events();
-    let Some(Event::Nacked { refusal, .. }) = events.last() else {
-        panic!("the refusal is an event: {events:?}");
-    };
-    assert_eq!(refusal.message, "a is bad");
-
-    // Other resources go on, and going back to what was accepted clears the refusal.
-    client.publish(plane.publish(&[(CLUSTER, "a", "1"), (CLUSTER, "b", "2")]));
-    assert_eq!(only(client.settle()).resources, ["a=1", "b=2"]);
-    assert!(client.is_settled(CLUSTER));
-}
-
-#[test]
 fn r21_n03_asking_again_for_a_held_resource_sends_it_again() {
     let mut plane = Plane::default();
     let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1")]));
@@ -420,48 +394,6 @@ fn r32_n21_an_extension_stays_while_a_listener_may_refer_to_it() {
     assert!(client.receive().is_empty(), "the listener is not answered");
     client.ack(&reply);
     assert_eq!(only(client.settle()).removed, ["e"]);
-}
-
-#[test]
-fn r54_what_has_a_time_to_live_is_heard_of_twice_in_it() {
-    let mut plane = Plane::default();
-    let mut client = Client::delta(plane.publish(&[(RUNTIME, "r", "1/10"), (RUNTIME, "s", "1")]));
-    client.ask(RUNTIME, &["r", "s"]);
-    client.settle();
-    client.wait(4_999);
-    assert!(client.receive().is_empty());
-    assert_eq!(client.next_wake(), Some(std::time::Duration::from_secs(5)));
-    for _ in 0..3 {
-        client.now = client.next_wake().expect("there is a heartbeat to come");
-        let beat = only(client.settle());
-        assert_eq!(
-            (beat.resources.len(), beat.bodyless),
-            (0, vec!["r!10".to_owned()])
-        );
-    }
-
-    // A change is a sign of life, and without a time to live there is nothing to hear.
-    client.wait(4_000);
-    client.publish(plane.publish(&[(RUNTIME, "r", "2/10"), (RUNTIME, "s", "1")]));
-    assert_eq!(only(client.settle()).resources, ["r=2/10"]);
-    client.wait(4_000);
-    assert!(client.receive().is_empty());
-    client.publish(plane.publish(&[(RUNTIME, "r", "2"), (RUNTIME, "s", "1")]));
-    assert_eq!(only(client.settle()).resources, ["r=2"]);
-    assert_eq!(client.next_wake(), None);
-}
-
-#[test]
-fn r54_what_is_not_wanted_any_more_dies() {
-    let mut plane = Plane::default();
-    let mut client =
-        Client::delta(plane.publish(&[(RUNTIME, "r", "1/10"), (RUNTIME, "s", "1/10")]));
-    client.ask(RUNTIME, &["r", "s"]);
-    client.settle();
-    client.unsubscribe(RUNTIME, &["r"]);
-    client.publish(plane.publish(&[(RUNTIME, "r", "1/10")]));
-    assert_eq!(only(client.settle()).removed, ["s"]);
-    assert_eq!(client.next_wake(), None);
 }
 
 #[test]

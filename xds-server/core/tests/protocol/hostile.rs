@@ -70,6 +70,7 @@ fn request() -> impl Strategy<Value = Request> {
         .prop_map(
             |(url, nonce, error, names, subscribe, unsubscribe, initial_versions)| Request {
                 type_url: url.to_owned(),
+                version: String::new(),
                 nonce,
                 error,
                 names,

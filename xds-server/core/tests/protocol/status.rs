@@ -15,7 +15,7 @@ fn r58_status_is_told_resource_by_resource() {
     let first = only(client.receive());
     assert_eq!(
         client.config_status(),
-        ["a=Stale", "b=Stale", "-missing=Stale"]
+        ["a=Stale", "b=Stale", "-missing=Synced"]
     );
     client.ack(&first);
     assert_eq!(

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use isthmus_proto::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+use isthmus_proto::pb::envoy::service::discovery::v3::ResourceError;
+use isthmus_proto::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryResponse, DiscoveryResponse, Resource as WireResource,
+};
 use isthmus_xds_core::stream::{Event, Peer, StreamOptions};
 use isthmus_xds_core::view::Change;
-use isthmus_xds_core::{Extras, Name, Request, Resource, Stream, TypeUrl, Variant, View};
+use isthmus_xds_core::{Extras, Features, Name, Request, Resource, Stream, TypeUrl, Variant, View};
 use prost::Message;
 
 pub(crate) use isthmus_xds_core::type_rules::{
@@ -66,7 +69,7 @@ fn resource(type_url: &str, name: &str, value: &str) -> Resource {
         // A runtime layer is written `content`, or `content/seconds`.
         ttl: value
             .split_once('/')
-            .filter(|_| type_url == RUNTIME)
+            .filter(|_| [RUNTIME, LISTENER].contains(&type_url))
             .map(|(_, seconds)| Duration::from_secs(seconds.parse().expect("tests write seconds"))),
     };
     let content = format!("{name}={value}");
@@ -89,6 +92,12 @@ pub(crate) struct Reply {
     pub(crate) removed: Vec<String>,
     /// Resources without a body, as `name`, or `name!ttl` if they have a time to live.
     pub(crate) bodyless: Vec<String>,
+    /// Names in `resource_errors`, each `NOT_FOUND`.
+    pub(crate) missing: Vec<String>,
+    /// Names of resources that came in a `Resource`, with their time to live; state of the world.
+    pub(crate) wrapped: Vec<String>,
+    /// Whether an incremental resource with a body has a time to live.
+    pub(crate) has_ttl: bool,
     pub(crate) size_bytes: usize,
 }
 
@@ -115,15 +124,21 @@ impl Client {
         view: Arc<View>,
     ) -> Self {
         let options = StreamOptions {
-            variant,
             only_type: only_type.map(TypeUrl::from),
-            peer,
-            id: 7,
-            identifier: "test".into(),
+            ..options(variant, peer, &[])
         };
+        Self::with_options(options, view)
+    }
+
+    /// A client that says so much in `node.client_features`.
+    pub(crate) fn featured(variant: Variant, features: &[&str], view: Arc<View>) -> Self {
+        Self::with_options(options(variant, Peer::Envoy, features), view)
+    }
+
+    fn with_options(options: StreamOptions, view: Arc<View>) -> Self {
         Self {
+            variant: options.variant,
             stream: Stream::new(options, view),
-            variant,
             now: Duration::ZERO,
         }
     }
@@ -237,6 +252,17 @@ impl Client {
     }
 }
 
+fn options(variant: Variant, peer: Peer, features: &[&str]) -> StreamOptions {
+    StreamOptions {
+        variant,
+        only_type: None,
+        peer,
+        features: Features::parse(peer, features.iter().copied()),
+        id: 7,
+        identifier: "test".into(),
+    }
+}
+
 pub(crate) fn ask(variant: Variant, type_url: &str, names: &[&str]) -> Request {
     let names = self::names(names);
     let (names, subscribe) = match variant {
@@ -295,19 +321,43 @@ fn decode(variant: Variant, response: &isthmus_xds_core::Response) -> Reply {
         Variant::Sotw => {
             let message = DiscoveryResponse::decode(&*bytes).expect("it is a DiscoveryResponse");
             assert_eq!(message.control_plane.expect("R5").identifier, "test");
-            let resources = message.resources.iter().map(|any| {
+            let mut resources = Vec::new();
+            let (mut wrapped, mut bodyless) = (Vec::new(), Vec::new());
+            for any in &message.resources {
+                if any.type_url != WRAPPER {
+                    assert_eq!(any.type_url, message.type_url, "R30");
+                    resources.push(text(&any.value));
+                    continue;
+                }
+                let inner = WireResource::decode(&*any.value).expect("it is a Resource");
+                let seconds = inner.ttl.as_ref().map_or(0, |ttl| ttl.seconds);
+                let name = format!("{}!{seconds}", inner.name);
+                let Some(any) = inner.resource else {
+                    assert_eq!(
+                        inner.version, message.version_info,
+                        "R54: as Envoy compares"
+                    );
+                    bodyless.push(name);
+                    continue;
+                };
                 assert_eq!(any.type_url, message.type_url, "R30");
-                text(&any.value)
-            });
-            Reply {
-                resources: resources.collect(),
+                resources.push(text(&any.value));
+                wrapped.push(name);
+            }
+            let reply = Reply {
+                resources,
+                missing: missing(&message.resource_errors),
+                wrapped,
+                bodyless,
                 type_url: message.type_url.clone(),
                 nonce: message.nonce,
                 version: message.version_info,
                 removed: Vec::new(),
-                bodyless: Vec::new(),
+                has_ttl: false,
                 size_bytes,
-            }
+            };
+            assert_unique(&reply);
+            reply
         }
         Variant::Delta => {
             let message = DeltaDiscoveryResponse::decode(&*bytes).expect("it is a delta response");
@@ -316,6 +366,7 @@ fn decode(variant: Variant, response: &isthmus_xds_core::Response) -> Reply {
                 .resources
                 .iter()
                 .partition(|resource| resource.resource.is_some());
+            let has_ttl = whole.iter().any(|resource| resource.ttl.is_some());
             let bodyless = bodyless.into_iter().map(|resource| {
                 if let Some(ttl) = &resource.ttl {
                     return format!("{}!{}", resource.name, ttl.seconds);
@@ -343,17 +394,31 @@ fn decode(variant: Variant, response: &isthmus_xds_core::Response) -> Reply {
             let resources: Vec<String> = resources.collect();
             let reply = Reply {
                 resources,
+                missing: missing(&message.resource_errors),
+                wrapped: Vec::new(),
                 bodyless: bodyless.collect(),
                 type_url: message.type_url.clone(),
                 nonce: message.nonce,
                 version: message.system_version_info,
                 removed: message.removed_resources,
+                has_ttl,
                 size_bytes,
             };
             assert_unique(&reply);
             reply
         }
     }
+}
+
+const WRAPPER: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
+
+fn missing(errors: &[ResourceError]) -> Vec<String> {
+    let name = |error: &ResourceError| {
+        let status = error.error_detail.as_ref().expect("it says what is wrong");
+        assert_eq!(status.code, 5, "NOT_FOUND");
+        error.resource_name.clone().expect("it has a name").name
+    };
+    errors.iter().map(name).collect()
 }
 
 // R30: Envoy refuses a response that names something twice.
@@ -364,9 +429,17 @@ fn assert_unique(reply: &Reply) {
         .filter_map(|it| it.rsplit_once('=').map(|(name, _)| name));
     let mut all: Vec<&str> = upserts
         .chain(reply.removed.iter().map(String::as_str))
+        .chain(reply.bodyless.iter().map(String::as_str))
         .collect();
     let count = all.len();
     all.sort_unstable();
     all.dedup();
     assert_eq!(all.len(), count, "R30: {reply:?}");
+    let is_valid = |name: &String| {
+        reply
+            .resources
+            .iter()
+            .any(|it| it.starts_with(&format!("{name}=")))
+    };
+    assert!(!reply.missing.iter().any(is_valid), "R56: {reply:?}");
 }
