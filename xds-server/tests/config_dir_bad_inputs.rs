@@ -714,6 +714,13 @@ fn wrappers() -> Vec<Case> {
             ],
         },
         Case {
+            name: "an alias that is the name of another resource",
+            spoil: around("aliases: [a, good]"),
+            errors: &[
+                r#"good.yaml:7: document 1 "good": spec.resources[0] (Cluster "good"): the same type and name as bad.yaml:6 (document 1, spec.resources[0]), and a client may match both selectors; rename one or make the selectors exclude each other"#,
+            ],
+        },
+        Case {
             name: "a wrapper in a wrapper",
             spoil: wrapped(
                 "resource:\n  \"@type\": type.googleapis.com/envoy.service.discovery.v3.Resource\n  name: a\n",

@@ -1,6 +1,8 @@
 //! What only the whole directory shows: names that are given twice.
 
 use std::collections::BTreeMap;
+use std::iter;
+use std::ptr;
 use std::sync::Arc;
 
 use super::encode::TYPE_URL_PREFIX;
@@ -42,16 +44,19 @@ fn check_resource_names(documents: &[LoadedDocument], errors: &mut Vec<ConfigErr
     type ById<'a> = BTreeMap<Option<&'a str>, Vec<(&'a LoadedDocument, &'a LoadedResource)>>;
     let mut taken: BTreeMap<(&str, &str), ById<'_>> = BTreeMap::new();
     for document in documents {
-        for resource in &document.resources {
+        // By any of its names: a client that asks for one must know what it gets.
+        let names = document.resources.iter().flat_map(|resource| {
+            let names = iter::once(&resource.name).chain(&resource.aliases);
+            names.map(move |name| (resource, name))
+        });
+        for (resource, name) in names {
             if errors.len() >= MAX_ERRORS {
                 return;
             }
-            let rivals = taken
-                .entry((&resource.type_url, &resource.name))
-                .or_default();
+            let rivals = taken.entry((&resource.type_url, name)).or_default();
             let id = document.selector.id.as_deref();
-            let overlaps = |(other, _): &&(&LoadedDocument, &LoadedResource)| {
-                other.selector.may_overlap(&document.selector)
+            let overlaps = |(other, same): &&(&LoadedDocument, &LoadedResource)| {
+                !ptr::eq(*same, resource) && other.selector.may_overlap(&document.selector)
             };
             let rival = match id {
                 Some(_) => [id, None]
