@@ -6,15 +6,18 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::process::{Process, Program, User};
 use crate::{programs, wait};
 
 /// How long a backend may take to listen: an interpreter has to load a library of some megabytes.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a change over the API may take, until its last client has answered.
+const PLATFORM_DEADLINE: Duration = Duration::from_mins(1);
 
 /// A language whose gRPC library has an xDS client of its own.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -201,6 +204,40 @@ impl Client {
     pub fn log(&self) -> Result<String> {
         self.process.log()
     }
+}
+
+/// Sets a document over the programmatic API of a control plane from a Python program, and returns the events of its
+/// way to the clients, as the program prints them. `name` is that of its log, which no other run has.
+///
+/// # Errors
+///
+/// When the program fails, or does not end in time.
+pub fn set_from_python(
+    name: &str,
+    api: SocketAddrV4,
+    document: &str,
+    resources: &[Value],
+    log_dir: &Path,
+) -> Result<Vec<Value>> {
+    let mut args = Language::Python.command("platform", &[])?;
+    args.extend([api.to_string().into(), document.into()]);
+    args.extend(resources.iter().map(|it| it.to_string().into()));
+    let mut process = start(name, args, log_dir)?;
+    wait::until(
+        "an end of the platform's program",
+        PLATFORM_DEADLINE,
+        || {
+            let log = process.log()?;
+            let events: Result<Vec<Value>, _> =
+                json_lines(&log).map(serde_json::from_str).collect();
+            let mut events = events?;
+            if events.pop() == Some(json!({"is_done": true})) {
+                return Ok(events);
+            }
+            process.check_running()?;
+            bail!("it has printed {log}")
+        },
+    )
 }
 
 fn start(name: &str, args: Vec<OsString>, log_dir: &Path) -> Result<Process> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use isthmus_integration_tests::control_plane::{ControlPlane, ControlPlanePlan};
-use isthmus_integration_tests::grpc_peer::{Backend, Client, Language, Outcome};
+use isthmus_integration_tests::grpc_peer::{Backend, Client, Language, Outcome, set_from_python};
 use isthmus_integration_tests::loopback::free_ports;
 use isthmus_integration_tests::sidecar::{document, type_url};
 use isthmus_integration_tests::wait::{self, Hopeless};
@@ -45,6 +45,30 @@ fn grpc_python_follows_updates_and_removals() -> Result<()> {
 #[test]
 fn grpc_javascript_follows_updates_and_removals() -> Result<()> {
     follows_updates_and_removals(Language::JavaScript, &json!({"self": {}}))
+}
+
+#[test]
+fn grpc_python_follows_what_a_python_program_sets_over_the_api() -> Result<()> {
+    let mut peers = Peers::start_with(Language::Python, &json!({"ads": {}}), Endpoints::OverApi)?;
+    peers.wait_for("answers by A", |outcome| is_answer(outcome, "A"), |_| false)?;
+
+    // Listener, route and cluster are in files; the endpoints alone are the program's, and move.
+    let events = peers.set_endpoints(peers.second.address())?;
+    ensure!(
+        events.contains(&json!({"node_id": NODE, "verdict": "accepted", "error": ""})),
+        "{events:?}"
+    );
+    let last = events.last().context("no events")?;
+    ensure!(
+        last["is_converged"] == 1 && last["clients"] == 1 && last["accepted"] == 1,
+        "{events:?}"
+    );
+    peers.wait_for(
+        "answers by B",
+        |outcome| is_answer(outcome, "B"),
+        |outcome| matches!(outcome, Outcome::Failure { .. }),
+    )?;
+    peers.expect_synced()
 }
 
 fn follows_updates_and_removals(language: Language, config_source: &Value) -> Result<()> {
@@ -106,6 +130,13 @@ fn is_gone(outcome: &Outcome, language: Language) -> bool {
     code == "UNAVAILABLE" && says_why
 }
 
+/// Where the control plane has the endpoints from.
+#[derive(Clone, Copy, Debug)]
+enum Endpoints {
+    InFiles,
+    OverApi,
+}
+
 /// A control plane, a client of it in another language, and two backends of the same service.
 struct Peers {
     // In the order in which they must be dropped.
@@ -113,7 +144,8 @@ struct Peers {
     control_plane: ControlPlane,
     second: Backend,
     _first: Backend,
-    _dir: TempDir,
+    dir: TempDir,
+    api: SocketAddrV4,
     /// Outcomes that earlier steps have looked at.
     seen: usize,
 }
@@ -121,6 +153,10 @@ struct Peers {
 impl Peers {
     /// Starts all with the first backend behind the service.
     fn start(language: Language, config_source: &Value) -> Result<Self> {
+        Self::start_with(language, config_source, Endpoints::InFiles)
+    }
+
+    fn start_with(language: Language, config_source: &Value, endpoints: Endpoints) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("isthmus-grpc-")
             .tempdir()
@@ -128,7 +164,7 @@ impl Peers {
         let first = Backend::start(language, "A", dir.path())?;
         let second = Backend::start(language, "B", dir.path())?;
 
-        let [xds, admin] = free_ports()?;
+        let [xds, admin, api] = free_ports()?;
         let mut control_plane = ControlPlane::prepare(ControlPlanePlan {
             admin,
             dir: dir.path().to_owned(),
@@ -137,8 +173,18 @@ impl Peers {
         })?;
         control_plane.publish("listener.yaml", &listener_document(config_source, SERVICE))?;
         control_plane.publish("service.yaml", &service_document(config_source))?;
-        control_plane.publish("endpoints.yaml", &endpoints_document(first.address()))?;
-        control_plane.start()?;
+        match endpoints {
+            Endpoints::InFiles => {
+                control_plane.publish("endpoints.yaml", &endpoints_document(first.address()))?;
+                control_plane.start()?;
+            }
+            Endpoints::OverApi => {
+                control_plane.add_flags(&["--api-listen", &api.to_string()]);
+                control_plane.launch()?;
+                let resources = [endpoints_resource(first.address())];
+                set_from_python("first-commit", api, "endpoints", &resources, dir.path())?;
+            }
+        }
 
         let target = format!("xds:///{SERVICE}");
         let client = Client::start(language, NODE, xds, &target, dir.path())?;
@@ -146,8 +192,9 @@ impl Peers {
             client,
             control_plane,
             second,
+            api,
             _first: first,
-            _dir: dir,
+            dir,
             seen: 0,
         })
     }
@@ -186,6 +233,18 @@ impl Peers {
     }
 
     /// Waits until the control plane lists the client with all that it asks for in force.
+    /// Sets the endpoints over the API; returns how that came to the clients.
+    fn set_endpoints(&self, backend: SocketAddrV4) -> Result<Vec<Value>> {
+        let resources = [endpoints_resource(backend)];
+        set_from_python(
+            "next-commit",
+            self.api,
+            "endpoints",
+            &resources,
+            self.dir.path(),
+        )
+    }
+
     fn expect_synced(&self) -> Result<()> {
         wait::until("a synchronised client", DEADLINE, || {
             let dump = self.control_plane.admin("/config_dump")?;
@@ -256,18 +315,19 @@ fn service_document(config_source: &Value) -> Value {
 }
 
 fn endpoints_document(backend: SocketAddrV4) -> Value {
+    document("endpoints", &[endpoints_resource(backend)])
+}
+
+fn endpoints_resource(backend: SocketAddrV4) -> Value {
     let address = json!({"address": backend.ip().to_string(), "portValue": backend.port()});
-    document(
-        "endpoints",
-        &[json!({
-            "@type": type_url("envoy.config.endpoint.v3.ClusterLoadAssignment"),
-            "clusterName": SERVICE,
-            // gRPC leaves out a locality without weight.
-            "endpoints": [{
-                "locality": {"region": "loopback"},
-                "loadBalancingWeight": 1,
-                "lbEndpoints": [{"endpoint": {"address": {"socketAddress": address}}}],
-            }],
-        })],
-    )
+    json!({
+        "@type": type_url("envoy.config.endpoint.v3.ClusterLoadAssignment"),
+        "clusterName": SERVICE,
+        // gRPC leaves out a locality without weight.
+        "endpoints": [{
+            "locality": {"region": "loopback"},
+            "loadBalancingWeight": 1,
+            "lbEndpoints": [{"endpoint": {"address": {"socketAddress": address}}}],
+        }],
+    })
 }
