@@ -633,6 +633,16 @@ fn no_ring_is_lost_between_those_who_ask_and_those_who_publish() {
         }
     });
     assert_eq!(plane.interest_entries(), 0);
+    // Nobody is waited for, and who was had all of it or left.
+    let (newest, _) = plane.snapshot();
+    for generation in newest - 100..=newest {
+        let (needed, accepted, refusals, pending) = numbers(&plane, generation);
+        assert_eq!(
+            (accepted, refusals, pending),
+            (needed, 0, 0),
+            "{generation}"
+        );
+    }
 }
 
 fn sleepy_client(plane: &Arc<Plane>, seed: u64, is_published: &AtomicBool, deadline: Instant) {
