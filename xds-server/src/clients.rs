@@ -139,16 +139,28 @@ impl Client {
 
     // Tells whoever waits for this client what it has answered.
     fn report(&self, live: &mut Live, events: &[Event], convergence: &Convergence) {
-        let owed = self.bell.owed();
-        if owed <= live.answered {
-            return;
-        }
-        let (who, now) = (self.answerer(), Instant::now());
+        let (who, now, owed) = (self.answerer(), Instant::now(), self.bell.owed());
+        let is_waited_for = owed > live.answered;
         for event in events {
-            if let Event::Nacked { type_url, refusal } = event {
+            if let Event::Nacked { type_url, refusal } = event
+                && is_waited_for
+            {
                 let message = refusal.message.as_str().into();
                 convergence.refused(who, type_url, refusal.generation, &message, now);
             }
+            // Found with the refusal or long after, when nothing else may be waited for.
+            if let Event::Isolated {
+                type_url,
+                name,
+                generation,
+                ..
+            } = event
+            {
+                convergence.blamed(who, type_url, *generation, name);
+            }
+        }
+        if !is_waited_for {
+            return;
         }
         let newest = live.stream.view().generation();
         // A scope that a client came to may have had its last change long before that.

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use isthmus_xds_core::TypeUrl;
+use isthmus_xds_core::{Name, TypeUrl};
 use roaring::RoaringBitmap;
 use tokio::sync::{broadcast, watch};
 
@@ -27,6 +27,9 @@ pub const COMMITS: usize = 256;
 
 /// Refusals of one commit that are kept with their words; of all, the number is.
 pub const REFUSALS_KEPT: usize = 32;
+
+/// Resources of one refusal that are kept by name.
+pub const BLAMED_KEPT: usize = 16;
 
 /// Answers that a listener may lag behind before it loses the oldest, and is told so.
 const ANSWERS_BUFFERED: usize = 4096;
@@ -78,7 +81,7 @@ pub struct RefusedBy {
     pub node_id: Arc<str>,
     /// Type of what it refused.
     pub type_url: TypeUrl,
-    /// The resources that are to blame, as far as they are found.
+    /// The first [`BLAMED_KEPT`] of the resources that are to blame, as far as they are found.
     pub resources: Vec<Arc<str>>,
     /// The client's words.
     pub message: Arc<str>,
@@ -286,6 +289,15 @@ impl Convergence {
                 self.tell(who, commit, Some(type_url), outcome, now);
                 self.conclude(commit, now);
             }
+        }
+    }
+
+    /// A resource is found to be to blame for what a stream refused, up to a generation.
+    pub(crate) fn blamed(&self, who: Answerer<'_>, type_url: &TypeUrl, through: u64, name: &Name) {
+        let mut state = self.lock();
+        let commits = state.commits.iter_mut();
+        for commit in commits.take_while(|it| it.generation() <= through) {
+            commit.blame(who.stream, type_url, name);
         }
     }
 

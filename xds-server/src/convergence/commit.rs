@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use isthmus_xds_core::TypeUrl;
+use isthmus_xds_core::{Name, TypeUrl};
 use roaring::RoaringBitmap;
 use tokio::sync::watch;
 
-use super::{Progress, REFUSALS_KEPT, RefusedBy, Rest};
+use super::{BLAMED_KEPT, Progress, REFUSALS_KEPT, RefusedBy, Rest};
 use crate::interest::Slot;
 
 /// How far one commit came.
@@ -153,6 +153,22 @@ impl Commit {
         }
         self.count_if_done(slot);
         true
+    }
+
+    /// Names what a stream refused, if its refusal is kept.
+    pub(super) fn blame(&mut self, stream: u64, type_url: &TypeUrl, name: &Name) {
+        let mut refused = self.refused.iter_mut();
+        let refused = refused.find(|it| it.stream == stream && it.type_url == *type_url);
+        let Some(RefusedBy { resources, .. }) = refused else {
+            return;
+        };
+        if resources.len() < BLAMED_KEPT && !resources.contains(name) {
+            resources.push(Name::clone(name));
+            if let Some(watchers) = &self.watchers {
+                let refused = self.refused.clone();
+                watchers.send_modify(|progress| progress.refused = refused);
+            }
+        }
     }
 
     /// Nobody waits for the stream any more. Tells whether somebody did.

@@ -551,6 +551,8 @@ fn a_refusal_is_kept_in_the_clients_words_and_does_not_converge() {
     let refused = &progress.refused[0];
     assert_eq!((&*refused.node_id, &*refused.type_url), ("n", ENDPOINT));
     assert_eq!(&*refused.message, "bad endpoint");
+    // It came alone.
+    assert_eq!(refused.resources, [Name::from("a")]);
 
     let good = patch(&plane, endpoint("a", "3"));
     session.run();
