@@ -62,7 +62,7 @@ impl InterestIndex {
     /// Takes note of all that a stream wants of a type.
     pub(crate) fn insert(&mut self, slot: Slot, type_url: &TypeUrl, wanted: &Subscription) {
         let change = SubscriptionChange {
-            added: wanted.names().iter().cloned().collect(),
+            added: wanted.names().to_vec(),
             is_wildcard_added: wanted.is_wildcard(),
             ..SubscriptionChange::default()
         };
@@ -72,7 +72,7 @@ impl InterestIndex {
     /// Forgets all that a stream wants of a type.
     pub(crate) fn remove(&mut self, slot: Slot, type_url: &TypeUrl, wanted: &Subscription) {
         let change = SubscriptionChange {
-            dropped: wanted.names().iter().cloned().collect(),
+            dropped: wanted.names().to_vec(),
             is_wildcard_dropped: wanted.is_wildcard(),
             ..SubscriptionChange::default()
         };
