@@ -11,6 +11,8 @@ mod isolation;
 mod model;
 #[path = "protocol/order.rs"]
 mod order;
+#[path = "protocol/rules.rs"]
+mod rules;
 #[path = "protocol/sotw.rs"]
 mod sotw;
 #[path = "protocol/status.rs"]
