@@ -33,8 +33,8 @@ pub const HEADER_LIST_BYTES: u32 = 16_384;
 /// goes on and on (a flood of `CONTINUATION`) ends the connection.
 pub const HEADER_BLOCK_BYTES: usize = 2 * HEADER_LIST_BYTES as usize;
 
-/// Frames that cost the peer next to nothing and move nothing: PING, SETTINGS, PRIORITY, `WINDOW_UPDATE`,
-/// empty DATA, CONTINUATION, unknown ones cost a token each, a stream that is reset costs
+/// Frames that cost the peer next to nothing and move nothing: PING, SETTINGS, PRIORITY, small
+/// `WINDOW_UPDATE`, empty DATA, CONTINUATION, unknown ones cost a token each, a stream that is reset costs
 /// [`RESET_TOKENS`]. A connection begins with so many tokens and never has more.
 pub const BUDGET_TOKENS: u32 = 1000;
 
@@ -44,6 +44,10 @@ pub const BUDGET_TOKENS_PER_SECOND: u32 = 50;
 /// Tokens that a DATA frame of ours brings: the peer may well answer it with two `WINDOW_UPDATE`, a
 /// PING to measure the bandwidth, and an empty frame.
 pub const DATA_TOKENS: u32 = 4;
+
+/// A `WINDOW_UPDATE` below this costs a token, as does one for a stream that has ended. Larger ones are
+/// bounded by the data that they make room for; Go's client sends one for every 4 KiB.
+pub const SMALL_INCREMENT_BYTES: u32 = 1024;
 
 /// Price of a stream that ends by `RST_STREAM`, in either direction: 200 at once, then ten a second
 /// (rapid reset, CVE-2023-44487). A stream that ends in order brings as many.

@@ -442,10 +442,13 @@ impl Connection {
         if id > self.streams.last_id() {
             return Err(ErrorCode::PROTOCOL_ERROR.into());
         }
-        self.spend(1)?;
+        let slot = self.streams.find(id);
+        if increment < limits::SMALL_INCREMENT_BYTES || (id != 0 && slot.is_none()) {
+            self.spend(1)?;
+        }
         let (window, fault): (_, fn(u32, ErrorCode) -> Fault) = if id == 0 {
             (&mut self.send_window, |_, code| code.into())
-        } else if let Some(slot) = self.streams.find(id) {
+        } else if let Some(slot) = slot {
             (&mut self.streams.at_mut(slot).send_window, Fault::Stream)
         } else {
             // It crossed the end of the stream.

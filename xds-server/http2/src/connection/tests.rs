@@ -592,6 +592,10 @@ fn floods_end_the_connection() {
             "WINDOW_UPDATE",
             flood(&|_| word(frame::WINDOW_UPDATE, 0, 1)),
         ),
+        ("WINDOW_UPDATE of a stream that has ended", {
+            let over = [request(5, END_STREAM), word(frame::RST_STREAM, 5, 8)].concat();
+            [over, flood(&|_| word(frame::WINDOW_UPDATE, 5, 4096))].concat()
+        }),
         ("unknown frames", flood(&|_| frame(99, 0, 0, &[]))),
         ("empty DATA", flood(&|_| frame(frame::DATA, 0, 1, &[]))),
         (
@@ -636,6 +640,24 @@ fn streams_that_end_in_order_are_no_flood() {
         peer.sent();
         let window = word(frame::WINDOW_UPDATE, 0, 1);
         peer.send(&[window, frame(frame::PING, 0, 0, &[0; 8])].concat());
+    }
+    assert_eq!(peer.goaway(), None);
+}
+
+#[test]
+fn a_reader_that_renews_its_windows_in_small_steps_is_no_flood() {
+    let mut peer = Peer::new();
+    let slot = peer.open(1, END_STREAM);
+    for _ in 0..5000 {
+        let mut data = Bytes::from(vec![7; 16_384]);
+        peer.connection.send_data(slot, &mut data, false);
+        assert!(data.is_empty());
+        peer.sent();
+        let updates = [
+            word(frame::WINDOW_UPDATE, 0, 4096),
+            word(frame::WINDOW_UPDATE, 1, 4096),
+        ];
+        peer.send(&updates.concat().repeat(4));
     }
     assert_eq!(peer.goaway(), None);
 }
