@@ -1,6 +1,7 @@
 //! The targets for some seconds: inputs that broke something once, then mutations from a seed, so
 //! that a failure comes again. `ISTHMUS_FUZZ_SECONDS` says how long each runs.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 /// How long a target runs by default, and how many inputs it takes at most in that time: what one
@@ -67,7 +68,8 @@ fn try_one(target: fn(&[u8]), input: &[u8]) {
     if let Err(panic) = ended {
         let mut hex = String::new();
         for byte in input {
-            hex.push_str(&format!("{byte:02x}"));
+            // Writing to a string cannot fail.
+            let _ = write!(hex, "{byte:02x}");
         }
         eprintln!("for the corpus: {hex}");
         std::panic::resume_unwind(panic);
