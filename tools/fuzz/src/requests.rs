@@ -12,7 +12,9 @@ use isthmus_xds_core::type_rules::{
     CLUSTER, ENDPOINT, LISTENER, ROUTE, RUNTIME, SECRET, VIRTUAL_HOST, rules_of,
 };
 use isthmus_xds_core::view::Change;
-use isthmus_xds_core::{Extras, Name, Request, Resource, Stream, TypeUrl, Variant, View, limits};
+use isthmus_xds_core::{
+    Extras, Features, Name, Request, Resource, Stream, TypeUrl, Variant, View, limits,
+};
 use prost::Message;
 
 use crate::input::Input;
@@ -233,6 +235,7 @@ impl Client {
             only_type: only_type.map(TypeUrl::from),
             peer,
             id: 7,
+            features: Features::default(),
             identifier: "fuzz".into(),
         };
         let view = View::default();
