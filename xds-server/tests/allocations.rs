@@ -44,7 +44,7 @@ const NAMES: usize = 100;
 
 /// Allocations of the server for each stream that a change of one endpoint goes to, from waking
 /// it to having read its ACK.
-const ALLOCATIONS_PER_CHANGE: u64 = 24;
+const ALLOCATIONS_PER_CHANGE: u64 = 28;
 
 /// Allocations of the server for each stream of the scope that a change does not concern: it is
 /// not woken.
@@ -54,7 +54,7 @@ const ALLOCATIONS_PER_IDLE_WAKE: u64 = 0;
 const ALLOCATIONS_PER_PUBLICATION: u64 = 88;
 
 /// What the server holds on the heap for an idle stream: its connection, its task, its names.
-const IDLE_STREAM_BYTES: i64 = 11_000;
+const IDLE_STREAM_BYTES: i64 = 7_500;
 
 /// How long the server must have allocated nothing to be at rest, and how long that may take.
 const REST: Duration = Duration::from_millis(150);
