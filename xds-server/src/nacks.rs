@@ -73,6 +73,18 @@ impl Nacks {
         self.0.push_back(nack);
     }
 
+    /// Adds what is to blame to the last refusal of a type on a stream, once that is found.
+    pub fn blame(&mut self, stream: u64, type_url: &TypeUrl, culprit: Culprit) {
+        let of_stream = |nack: &&mut Nack| nack.stream == stream && nack.type_url == *type_url;
+        let Some(nack) = self.0.iter_mut().rev().find(of_stream) else {
+            return;
+        };
+        let is_known = |it: &Culprit| (&it.name, it.version) == (&culprit.name, culprit.version);
+        if nack.culprits.len() < CULPRITS && !nack.culprits.iter().any(is_known) {
+            nack.culprits.push(culprit);
+        }
+    }
+
     /// The refusals that are kept, newest first.
     pub fn newest_first(&self) -> impl Iterator<Item = &Nack> {
         self.0.iter().rev()

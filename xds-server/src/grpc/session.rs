@@ -229,17 +229,12 @@ impl Session {
                     type_url,
                     name,
                     version,
-                    generation,
                     ..
-                } => warn!(
-                    node = self.node.id,
-                    stream = self.id,
-                    r#type = &**type_url,
-                    name = &**name,
-                    %version,
-                    generation,
-                    "this resource is what the client refuses; the others are sent without it"
-                ),
+                } => {
+                    let client = self.membership.client();
+                    let plane = &self.plane;
+                    plane.note_culprit(self.id, client, type_url, name, *version);
+                }
                 Event::Oversized {
                     type_url,
                     size_bytes,
@@ -251,11 +246,11 @@ impl Session {
                     "a response is over the 4 MiB that gRPC clients take unless told otherwise; \
                      give the client fewer or smaller resources, or raise its limit"
                 ),
-                Event::Acked { .. } | Event::StaleNonce { .. } => {}
-            }
-            if let Event::Acked { type_url, .. } = event {
-                let client = self.membership.client();
-                self.plane.note_acceptance(self.id, client, type_url);
+                Event::Acked { type_url, .. } => {
+                    let client = self.membership.client();
+                    self.plane.note_acceptance(self.id, client, type_url);
+                }
+                Event::StaleNonce { .. } => {}
             }
         }
     }

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use isthmus_xds_core::TypeUrl;
 use isthmus_xds_core::stream::Refusal;
+use isthmus_xds_core::{Name, TypeUrl, Version};
 use tracing::warn;
 
 use super::Plane;
 use crate::clients::Client;
-use crate::nacks::{Nack, Nacks, named_in, without_secrets};
+use crate::nacks::{Culprit, Nack, Nacks, named_in, without_secrets};
+use crate::provenance::ResourceKey;
 
 impl Plane {
     /// Takes note of a client's refusal.
@@ -47,6 +48,39 @@ impl Plane {
             message: Arc::from(message),
             culprits,
         });
+    }
+
+    /// Takes note of the resource that a client turned out to refuse, alone, whether or not its
+    /// words name it.
+    pub(crate) fn note_culprit(
+        &self,
+        stream: u64,
+        client: &Client,
+        type_url: &TypeUrl,
+        name: &Name,
+        version: Version,
+    ) {
+        let scope = client.scope();
+        let key = ResourceKey {
+            type_url: TypeUrl::clone(type_url),
+            name: Name::clone(name),
+        };
+        let traced = self.history().trace(scope.documents(), &key, version);
+        let culprit = traced.map(Culprit::from);
+        let origin = culprit.as_ref().map(|it| it.origin.to_string());
+        warn!(
+            node = &*client.node_id,
+            stream,
+            r#type = &**type_url,
+            name = &**name,
+            %version,
+            origin = origin.as_deref().unwrap_or("older than what is kept"),
+            "this resource is what the client refuses; the others are sent without it"
+        );
+        if let Some(culprit) = culprit {
+            self.set_aside(stream, &scope, type_url, std::slice::from_ref(&culprit));
+            self.lock().nacks.blame(stream, type_url, culprit);
+        }
     }
 
     /// The refusals that are kept.
