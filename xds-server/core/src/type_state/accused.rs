@@ -104,7 +104,7 @@ mod tests {
                 expected: Accused::Nobody,
             },
         ];
-        let names = [
+        let sent = [
             "a",
             "a: b",
             "foo",
@@ -114,7 +114,7 @@ mod tests {
             "outbound|80||x.y",
         ];
         for case in cases {
-            let found = find(case.message, |name| names.contains(&name));
+            let found = find(case.message, |name| sent.contains(&name));
             assert_eq!(found, case.expected, "{}", case.message);
         }
     }

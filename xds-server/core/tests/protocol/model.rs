@@ -342,7 +342,7 @@ impl World {
             let mut request = ask(self.variant, type_url, &asked);
             if self.variant == Variant::Sotw {
                 if !belief.held.is_empty() && belief.accepted.is_empty() {
-                    belief.accepted = "something".to_owned();
+                    "something".clone_into(&mut belief.accepted);
                 }
                 request.version.clone_from(&belief.accepted);
                 belief.is_returning = !belief.accepted.is_empty();
