@@ -14,7 +14,8 @@ use bytes::Bytes;
 use isthmus_proto::pb::envoy::config::core::v3::Node;
 use isthmus_xds_core::stream::TypeStatus;
 use isthmus_xds_core::{
-    Event, Request, RequestError, ResourceStatus, Response, ScopeKey, Stream, Variant, View,
+    Event, Name, Request, RequestError, ResourceStatus, Response, ScopeKey, Stream, TypeUrl,
+    Variant, Version, View,
 };
 use prost::Message;
 
@@ -87,6 +88,11 @@ impl Client {
     pub fn resources(&self) -> (Vec<ResourceStatus>, Arc<View>) {
         let live = self.lock();
         (live.stream.config_status(), live.scope.view_for(self.id).0)
+    }
+
+    /// Whether it accepted a version of a resource.
+    pub(crate) fn has_accepted(&self, type_url: &TypeUrl, name: &Name, version: Version) -> bool {
+        self.lock().stream.has_accepted(type_url, name, version)
     }
 
     /// Applies a request to the newest view. The index knows what it asked for when this returns.

@@ -171,7 +171,10 @@ impl Plane {
             scopes.retain(|key, scope| {
                 let is_used = Arc::strong_count(scope) > 1;
                 if !is_used {
-                    accepted.insert(key.clone(), scope.accepted());
+                    for (type_url, generation) in scope.accepted() {
+                        let known = accepted.entry(key.clone()).or_default();
+                        aside::raise(known, type_url, Some(generation));
+                    }
                 }
                 is_used
             });
@@ -214,7 +217,7 @@ impl Plane {
             quarantine,
             ..
         } = &mut *state;
-        quarantine.retain_in_force(history);
+        quarantine.retain_known(history);
         self.has_quarantine
             .store(!quarantine.is_empty(), Ordering::Release);
         let State {

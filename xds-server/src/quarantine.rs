@@ -1,8 +1,9 @@
 //! Versions of resources that a client refused and none accepted: who connects from then on gets
 //! what was accepted last instead.
 //!
-//! Invariant: no clock, no I/O, no lock. A version leaves when some client accepts it, or when no
-//! document has it any more. Clients that were connected before are left to their own streams.
+//! Invariant: no clock, no I/O, no lock. A version leaves when some client accepts it, or when the
+//! history has forgotten it. Clients that were connected before are left to their own streams, and so
+//! is everybody where no earlier version was accepted: to give none would take away what they hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub struct Quarantine {
 struct Entry {
     // The last stream that was open when the version was refused.
     since_stream: u64,
+    // The last generation that had it. Until the history forgets it, it is no version to go back to.
+    in_force_at: u64,
     refused_by: BTreeSet<u64>,
 }
 
@@ -48,7 +51,7 @@ struct Past<'a> {
 pub struct Substitutes {
     /// Streams with numbers above this are newcomers.
     pub after_stream: u64,
-    /// Resources from the past, and `None` where nothing was ever accepted.
+    /// Resources from the past.
     pub changes: Vec<Change>,
 }
 
@@ -70,6 +73,7 @@ impl Quarantine {
         }
         let entry = self.entries.entry(id).or_insert_with(|| Entry {
             since_stream: last_stream,
+            in_force_at: u64::MAX,
             refused_by: BTreeSet::new(),
         });
         if entry.refused_by.len() < REFUSERS {
@@ -89,10 +93,17 @@ impl Quarantine {
         self.entries.remove(&id).is_some()
     }
 
-    /// Lets versions go that nobody has any more.
-    pub fn retain_in_force(&mut self, history: &History) {
-        self.entries
-            .retain(|(key, version), _| history.is_in_force(key, *version));
+    /// Lets versions go that the history has forgotten.
+    pub fn retain_known(&mut self, history: &History) {
+        let mut numbers = history.generations().map(|it| it.number);
+        let newest = numbers.next().unwrap_or(0);
+        let oldest = numbers.last().unwrap_or(newest);
+        self.entries.retain(|(key, version), entry| {
+            if history.is_in_force(key, *version) {
+                entry.in_force_at = newest;
+            }
+            entry.in_force_at >= oldest
+        });
     }
 
     /// Whether a version is set aside.
@@ -130,17 +141,18 @@ impl Quarantine {
             if !has || found.changes.len() >= SUBSTITUTES {
                 continue;
             }
-            found.after_stream = found.after_stream.min(entry.since_stream);
             let until = accepted.get(&key.type_url).copied().unwrap_or(0);
             let past = self.accepted_before(documents, key, history, until);
-            found
-                .changes
-                .push(change(key, past.as_ref().map(|it| &it.0)));
-            wanted.extend(past.map(|(resource, generation)| Past {
+            let Some((resource, generation)) = past else {
+                continue;
+            };
+            found.after_stream = found.after_stream.min(entry.since_stream);
+            found.changes.push(change(key, Some(&resource)));
+            wanted.push(Past {
                 type_url: TypeUrl::clone(&key.type_url),
                 resource,
                 generation,
-            }));
+            });
         }
         self.complete(&mut found, wanted, documents, view);
         found
@@ -154,6 +166,9 @@ impl Quarantine {
         history: &'a History,
         until: u64,
     ) -> Option<(Arc<Resource>, &'a Generation)> {
+        // A type that has not changed for longer than the history reaches was accepted as it was.
+        let oldest = history.generations().last().map_or(0, |it| it.number);
+        let until = if until > 0 { until.max(oldest) } else { 0 };
         let past = history.generations().filter(|it| it.number <= until);
         for generation in past {
             // It was removed in what was accepted last: there is nothing to go back to.

@@ -164,9 +164,17 @@ impl Scope {
         let mut offer = self.offer.write().unwrap_or_else(PoisonError::into_inner);
         let previous = std::mem::replace(&mut offer.newest, view);
         let before = std::mem::replace(&mut offer.apart, apart);
-        let differing = before.iter().chain(&offer.apart);
-        let differing: Vec<ResourceChange> = differing
+        // Those apart are woken by what changes for all, and by what is given instead if it does.
+        let had = before.as_ref().map_or(&previous, |it| &it.view);
+        let has = offer.apart.as_ref().map_or(&offer.newest, |it| &it.view);
+        let version_in = |view: &View, it: &ResourceChange| {
+            let set = view.type_set(&it.type_url)?;
+            set.resource(&it.name).map(|it| it.version())
+        };
+        let substituted = before.iter().chain(&offer.apart);
+        let differing: Vec<ResourceChange> = substituted
             .flat_map(|it| it.changes.iter().cloned())
+            .filter(|it| version_in(had, it) != version_in(has, it))
             .collect();
         drop(offer);
         let mut woken = members.ring(&concerned, &previous);

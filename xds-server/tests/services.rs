@@ -168,6 +168,7 @@ fn delta_request(node: &str, cluster: &str, type_url: &str) -> DeltaDiscoveryReq
         node: Some(Node {
             id: node.to_owned(),
             cluster: cluster.to_owned(),
+            client_features: vec!["xds.config.supports-resource-ttl".to_owned()],
             ..Node::default()
         }),
         type_url: type_url.to_owned(),

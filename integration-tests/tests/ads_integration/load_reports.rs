@@ -30,8 +30,10 @@ fn r59_envoy_reports_the_requests_of_a_cluster() -> Result<()> {
             bootstrap["cluster_manager"] = json!({"load_stats_config": source});
         })?;
         lab.wait_live()?;
-        // What happens before the server asked for reports is not reported.
+        // A cluster is counted from the first report on that finds it there.
         lab.stat_reaches("load_reporter.responses", 1)?;
+        let reports = lab.envoy()?.stat("load_reporter.requests")?;
+        lab.stat_reaches("load_reporter.requests", reports + 2)?;
         for _ in 0..REQUESTS {
             lab.expect_answer(0)?;
         }

@@ -239,6 +239,13 @@ impl Stream {
             .collect()
     }
 
+    /// Whether the client wants a resource, and was sent this version and accepted it, or said that
+    /// it holds it. Costs a look at one name.
+    pub fn has_accepted(&self, type_url: &str, name: &Name, version: Version) -> bool {
+        let at = self.urls.iter().position(|url| **url == *type_url);
+        at.is_some_and(|at| self.states[at].has_accepted(name, version))
+    }
+
     /// Whether nothing is to be sent, nothing is unanswered and no removal is held back. A stream
     /// at rest may still owe heartbeats later: [`Stream::next_wake`] says so. Costs a look at each
     /// type and allocates nothing.

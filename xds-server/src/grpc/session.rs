@@ -77,7 +77,7 @@ where
 
 // Waits for the first request, which says who the client is. `None` if it says nothing at all.
 async fn begin<M>(
-    opening: Opening,
+    mut opening: Opening,
     mut requests: Requests<M>,
 ) -> Result<Option<(Session, Requests<M>)>, Ended>
 where
@@ -94,6 +94,8 @@ where
     let node = ClientNode::parse(node, opening.peer.clone()).map_err(Ended::NoNode)?;
     let admitted = opening.plane.admission.enter(&opening.plane.metrics).await;
     admitted.map_err(Ended::Crowded)?;
+    // Streams are numbered as they begin to be served: what is decided while one waits holds for it.
+    opening.id = opening.plane.next_stream_id();
     let mut session = Session::open(opening, node);
     session.handle(&request)?;
     Ok(Some((session, requests)))

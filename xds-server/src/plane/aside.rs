@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use isthmus_xds_core::status::ConfigStatus;
 use isthmus_xds_core::{Name, ScopeKey, TypeUrl, Version, View};
 use tracing::{info, warn};
 
@@ -17,36 +16,36 @@ use crate::provenance::ResourceKey;
 use crate::quarantine::Quarantine;
 use crate::scope::{Apart, Scope};
 
-/// Clients that are asked whether they accepted a version before it is set aside. Those that
-/// accepted something as new are asked first, so that one is found if there are any.
-const WITNESSES: usize = 16;
-
 /// Newest generation of each type that a client of a scope accepted, by scope.
 pub(super) type Accepted = BTreeMap<ScopeKey, BTreeMap<TypeUrl, u64>>;
 
 impl Plane {
-    /// Sets aside what a client of a scope refused, unless another client has accepted it.
+    /// Sets aside what a client of a scope refused, unless a client of any scope has accepted it.
+    /// Without a version that was accepted before there is nothing to give instead, and each
+    /// client's own stream deals with it.
     pub(crate) fn set_aside(
         &self,
         stream: u64,
         scope: &ScopeKey,
         type_url: &TypeUrl,
-        culprits: &[Culprit],
+        culprit: &Culprit,
     ) {
-        let keys = culprits
-            .iter()
-            .map(|it| (key_of(type_url, &it.name), it.version));
-        let (news, history): (Vec<_>, History) = {
+        let (key, version) = (key_of(type_url, &culprit.name), culprit.version);
+        {
             let state = self.lock();
-            let is_new = |(key, version): &(ResourceKey, Version)| {
-                state.history.is_in_force(key, *version) && !state.quarantine.has(key, *version)
-            };
-            (keys.filter(is_new).collect(), state.history.clone())
-        };
-        if news.is_empty() {
-            return;
+            let is_in_force = state.history.is_in_force(&key, version);
+            if !is_in_force || state.quarantine.has(&key, version) {
+                return;
+            }
         }
         let clients = self.clients.list();
+        let is_accepted = || {
+            let mut others = clients.iter().filter(|(id, _)| *id != stream);
+            others.any(|(_, client)| client.has_accepted(type_url, &culprit.name, version))
+        };
+        if is_accepted() {
+            return;
+        }
         let mut accepted = Accepted::new();
         for (_, client) in &clients {
             let of_scope = accepted.entry(client.scope()).or_default();
@@ -54,18 +53,6 @@ impl Plane {
                 raise(of_scope, status.type_url, status.acked_generation);
             }
         }
-        let others: Vec<&Arc<Client>> = clients
-            .iter()
-            .filter(|(id, client)| *id != stream && client.scope() == *scope)
-            .map(|(_, client)| client)
-            .collect();
-        let news: Vec<_> = news
-            .into_iter()
-            .filter(|(key, version)| {
-                let since = first_generation(&history, scope.documents(), key, *version);
-                !is_accepted(&others, key, *version, since)
-            })
-            .collect();
         let last_stream = self.last_stream.load(Ordering::Relaxed);
         let mut state = self.lock();
         for (scope, types) in accepted {
@@ -74,47 +61,58 @@ impl Plane {
                 raise(known, type_url, Some(generation));
             }
         }
-        let mut is_changed = false;
-        for (key, version) in news {
-            warn!(
-                r#type = &*key.type_url,
-                name = &*key.name,
-                %version,
-                "no client accepted this version: clients that connect get the last one that was accepted"
-            );
-            is_changed |= state.quarantine.refuse(key, version, stream, last_stream);
+        let is_new = state
+            .quarantine
+            .refuse(key.clone(), version, stream, last_stream);
+        if !is_new {
+            return;
         }
-        if is_changed {
-            self.part(&mut state);
+        self.part(&mut state);
+        drop(state);
+        warn!(
+            r#type = &**type_url,
+            name = &*culprit.name,
+            %version,
+            documents = scope.documents().len(),
+            "no client accepted this version: clients that connect get the last one that was accepted"
+        );
+        // Who accepted it since the first look did not know that it matters.
+        if is_accepted() {
+            self.let_go(&key, version, u64::MAX);
         }
     }
 
-    /// Lets go of what a client was found to have accepted.
+    /// Lets go of what a client was found to have accepted. Costs a look at each version that is set
+    /// aside, and nothing if none is.
     pub(crate) fn note_acceptance(&self, stream: u64, client: &Client, type_url: &TypeUrl) {
         if !self.has_quarantine.load(Ordering::Acquire) {
             return;
         }
-        let (statuses, _) = client.resources();
-        let held = statuses
-            .into_iter()
-            .filter(|it| it.type_url == *type_url && it.status == ConfigStatus::Synced);
-        let held = held.filter_map(|it| Some((key_of(type_url, &it.name), it.version?)));
-        let held: Vec<_> = held.collect();
-        let mut state = self.lock();
-        let mut is_changed = false;
-        for (key, version) in held {
-            if state.quarantine.accept(&key, version, stream) {
-                info!(
-                    r#type = &*key.type_url,
-                    name = &*key.name,
-                    %version,
-                    "a client accepted this version: it goes to all again"
-                );
-                is_changed = true;
+        let of_type: Vec<(ResourceKey, Version)> = {
+            let state = self.lock();
+            let all = state.quarantine.versions();
+            all.filter(|(key, _)| key.type_url == *type_url)
+                .map(|(key, version)| (key.clone(), version))
+                .collect()
+        };
+        for (key, version) in of_type {
+            if client.has_accepted(type_url, &key.name, version) {
+                self.let_go(&key, version, stream);
             }
         }
-        if is_changed {
+    }
+
+    fn let_go(&self, key: &ResourceKey, version: Version, stream: u64) {
+        let mut state = self.lock();
+        if state.quarantine.accept(key, version, stream) {
             self.part(&mut state);
+            drop(state);
+            info!(
+                r#type = &*key.type_url,
+                name = &*key.name,
+                %version,
+                "a client accepted this version: it goes to all again"
+            );
         }
     }
 
@@ -165,7 +163,11 @@ pub(super) fn apart_of(
     })
 }
 
-fn raise(of_scope: &mut BTreeMap<TypeUrl, u64>, type_url: TypeUrl, generation: Option<u64>) {
+pub(super) fn raise(
+    of_scope: &mut BTreeMap<TypeUrl, u64>,
+    type_url: TypeUrl,
+    generation: Option<u64>,
+) {
     let known = of_scope.entry(type_url).or_default();
     *known = generation.unwrap_or(0).max(*known);
 }
@@ -175,35 +177,4 @@ fn key_of(type_url: &TypeUrl, name: &Name) -> ResourceKey {
         type_url: TypeUrl::clone(type_url),
         name: Name::clone(name),
     }
-}
-
-// The generation from which on a version is what it is.
-fn first_generation(
-    history: &History,
-    documents: &[Name],
-    key: &ResourceKey,
-    version: Version,
-) -> u64 {
-    let same = history.generations().take_while(|generation| {
-        let resource = generation.resource(documents, key);
-        resource.is_some_and(|it| it.resource.version() == version)
-    });
-    same.last().map_or(u64::MAX, |it| it.number)
-}
-
-fn is_accepted(others: &[&Arc<Client>], key: &ResourceKey, version: Version, since: u64) -> bool {
-    let may_know = others.iter().filter(|client| {
-        let types = client.types();
-        let mut of_type = types.iter().filter(|it| it.type_url == key.type_url);
-        of_type.any(|it| it.acked_generation >= Some(since))
-    });
-    may_know.take(WITNESSES).any(|client| {
-        let (statuses, _) = client.resources();
-        statuses.iter().any(|it| {
-            it.type_url == key.type_url
-                && it.name == key.name
-                && it.version == Some(version)
-                && it.status == ConfigStatus::Synced
-        })
-    })
 }

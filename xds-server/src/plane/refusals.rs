@@ -38,7 +38,6 @@ impl Plane {
             culprits = written.collect::<Vec<_>>().join(", "),
             "the client refused its configuration and keeps what it had"
         );
-        self.set_aside(stream, &scope, type_url, &culprits);
         self.lock().nacks.record(Nack {
             at: SystemTime::now(),
             node_id: Arc::clone(&client.node_id),
@@ -78,7 +77,7 @@ impl Plane {
             "this resource is what the client refuses; the others are sent without it"
         );
         if let Some(culprit) = culprit {
-            self.set_aside(stream, &scope, type_url, std::slice::from_ref(&culprit));
+            self.set_aside(stream, &scope, type_url, &culprit);
             self.lock().nacks.blame(stream, type_url, culprit);
         }
     }

@@ -96,8 +96,9 @@ async fn what_another_client_accepts_goes_to_newcomers_all_the_same() {
     assert!(has_timeout(&fourth.next().await, "b", 2));
 }
 
+// To give none would take a working version from a client that holds one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_ever_accepted_is_kept_from_newcomers() {
+async fn where_nothing_was_ever_accepted_newcomers_are_left_to_themselves() {
     let running = Running::start(&clusters(&[("a", 1), ("b", 1)]), &[]).await;
     let mut first = Client::connect(&running, "first").await;
     let response = first.next().await;
@@ -106,5 +107,40 @@ async fn what_nobody_ever_accepted_is_kept_from_newcomers() {
         .wait_for("/nacks", |it| it.contains("\"isSetAside\":true"))
         .await;
     let mut second = Client::connect(&running, "second").await;
-    assert_eq!(second.accept().await, ["a"]);
+    assert_eq!(second.accept().await, ["a", "b"]);
+    running
+        .wait_for("/nacks", |it| it.contains("\"isSetAside\":false"))
+        .await;
+}
+
+// Two bad pushes in a row: the first of them is no version to go back to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_bad_push_leads_back_past_the_first() {
+    let running = Running::start(&clusters(&[("b", 1)]), &[]).await;
+    let mut first = Client::connect(&running, "first").await;
+    first.accept().await;
+    for seconds in [2, 3] {
+        let document = clusters(&[("b", seconds), ("d", seconds)]);
+        running.push(&document, u64::from(seconds)).await;
+        let mut is_refused = false;
+        let mut is_accepted = false;
+        while !(is_refused && is_accepted) {
+            let response = first.next().await;
+            if response.resources.iter().any(|it| it.name == "b") {
+                first.nack(&response, WORDS).await;
+                is_refused = true;
+            } else {
+                first.ack(&response).await;
+                is_accepted = true;
+            }
+        }
+    }
+    let set_aside = "\"isSetAside\":true";
+    running
+        .wait_for("/nacks", |it| it.matches(set_aside).count() == 2)
+        .await;
+    let mut second = Client::connect(&running, "second").await;
+    let response = second.next().await;
+    assert!(has_timeout(&response, "b", 1), "neither of the bad ones");
+    assert!(has_timeout(&response, "d", 3));
 }

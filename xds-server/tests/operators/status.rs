@@ -94,9 +94,8 @@ async fn r58_each_resource_of_each_client_has_the_state_that_it_is_in() {
     stale.next().await;
     let mut refused = Delta::open(running.channel().await, "refused", CLUSTER).await;
     let response = refused.next().await;
-    refused
-        .answer(&response, Some("backend: no such thing"))
-        .await;
+    let words = "Error adding/updating cluster(s) backend: no such thing";
+    refused.answer(&response, Some(words)).await;
 
     let row_of = row(&mut status, "synced", "backend", ConfigStatus::Synced).await;
     assert_eq!(row_of.type_url, CLUSTER);
@@ -108,7 +107,7 @@ async fn r58_each_resource_of_each_client_has_the_state_that_it_is_in() {
     assert_eq!(stale_row.xds_config.unwrap(), shown);
     let error_row = row(&mut status, "refused", "backend", ConfigStatus::Error).await;
     let error = error_row.error_state.unwrap();
-    assert_eq!(error.details, "backend: no such thing");
+    assert_eq!(error.details, words);
     assert_eq!(error.version_info, error_row.version_info);
 
     // A name that nothing answers to was never sent.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::TypeState;
-use crate::resource::{Name, Resource, TypeUrl};
+use crate::resource::{Name, Resource, TypeUrl, Version};
 use crate::status::{ConfigStatus, ResourceStatus};
 
 impl TypeState {
@@ -32,6 +32,16 @@ impl TypeState {
         let gone = self.breaks.keys();
         rows.extend(gone.map(|name| row(name, None, ConfigStatus::NotSent)));
         rows
+    }
+
+    /// Whether the client wants a resource, and was sent this version and accepted it.
+    pub(crate) fn has_accepted(&self, name: &Name, version: Version) -> bool {
+        let resource = self.base.resource(name);
+        resource.is_some_and(|it| {
+            it.version() == version
+                && self.subscription.wants_resource(it)
+                && self.progress_of(name) == ConfigStatus::Synced
+        })
     }
 
     fn progress_of(&self, name: &Name) -> ConfigStatus {
