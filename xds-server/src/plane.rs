@@ -1,7 +1,7 @@
 //! The running control plane: one catalog, one writer, and the scopes in use.
 //!
 //! The lock is taken to publish, to open a stream and to print state; never on the push path. A
-//! change wakes the streams that want it and no other: see [`crate::scope`].
+//! change wakes the streams that want it and no other: see `scope.rs`.
 
 mod aside;
 mod refusals;
