@@ -1,6 +1,6 @@
 //! The last refusals: who refused what, in which words, and where that is written.
 //!
-//! Invariant: no clock, no I/O, and no secret: Envoy repeats configuration in some of its errors.
+//! Invariant: no clock, no I/O, and no secret: a client's words lose theirs where they are read.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -130,74 +130,9 @@ pub fn named_in(
     culprits
 }
 
-/// Takes out of a client's words what may be a secret: PEM blocks, and what Envoy prints of fields
-/// that hold secrets.
-#[must_use]
-pub fn without_secrets(message: &str) -> String {
-    const FIELDS: [&str; 5] = [
-        "inline_string: \"",
-        "inline_bytes: \"",
-        "inlineString\":\"",
-        "inlineBytes\":\"",
-        "password: \"",
-    ];
-    let mut text = message.to_owned();
-    for field in FIELDS {
-        text = blank(&text, field, |rest| {
-            let mut is_escaped = false;
-            rest.find(|it: char| {
-                let ends = it == '"' && !is_escaped;
-                is_escaped = it == '\\' && !is_escaped;
-                ends
-            })
-        });
-    }
-    blank(&text, "-----BEGIN ", |rest| {
-        rest.find("-----END ")
-            .map(|at| at + rest[at..].find('\n').unwrap_or(rest.len() - at))
-    })
-}
-
-// Replaces what follows each `start`, up to where `end` finds its end, or to the end.
-fn blank(text: &str, start: &str, mut end: impl FnMut(&str) -> Option<usize>) -> String {
-    let mut kept = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find(start) {
-        let (before, secret) = rest.split_at(at + start.len());
-        kept.push_str(before);
-        kept.push_str("[redacted]");
-        rest = end(secret).map_or("", |end| &secret[end..]);
-    }
-    kept.push_str(rest);
-    kept
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_have_no_secret() {
-        let cases = [
-            ("nothing to hide", "nothing to hide"),
-            (
-                "a {private_key { inline_string: \"SE\\\"CRET\" } x: 1}",
-                "a {private_key { inline_string: \"[redacted]\" } x: 1}",
-            ),
-            (
-                "key -----BEGIN RSA-----\nSECRET\n-----END RSA-----\nis bad",
-                "key -----BEGIN [redacted]\nis bad",
-            ),
-            (
-                "cut -----BEGIN KEY-----\\nSECR",
-                "cut -----BEGIN [redacted]",
-            ),
-            ("cut inline_bytes: \"SECR", "cut inline_bytes: \"[redacted]"),
-        ];
-        for (message, expected) in cases {
-            assert_eq!(without_secrets(message), expected, "{message}");
-        }
-    }
 
     #[test]
     fn only_the_newest_are_kept() {

@@ -1,5 +1,8 @@
 //! Secrets out of what people are shown: fields that Envoy's own protos mark as sensitive
-//! (`udpa.annotations.sensitive`), wherever they are nested, and all of a secret.
+//! (`udpa.annotations.sensitive`), wherever they are nested, all of a secret, and whatever this build
+//! has no descriptor of.
+
+mod words;
 
 use isthmus_proto::descriptor_pool;
 use isthmus_proto::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
@@ -7,6 +10,8 @@ use isthmus_xds_core::type_rules;
 use prost::Message;
 use prost_reflect::{DynamicMessage, FieldDescriptor, MapKey, ReflectMessage, Value};
 use serde_json::json;
+
+pub use words::without_secrets;
 
 const REDACTED: &str = "[redacted]";
 const SENSITIVE: &str = "udpa.annotations.sensitive";
@@ -54,6 +59,7 @@ pub fn encode(type_url: &str, value: &[u8]) -> Vec<u8> {
 }
 
 fn redact(message: &mut DynamicMessage, depth: usize) {
+    drop_unknown(message);
     if message.descriptor().full_name() == ANY {
         redact_any(message, depth);
         return;
@@ -112,12 +118,18 @@ fn redact_any(any: &mut DynamicMessage, depth: usize) {
     }
 }
 
+// A field of a newer Envoy may be secret; kept, it would be encoded again.
+fn drop_unknown(message: &mut DynamicMessage) {
+    message.take_unknown_fields().for_each(drop);
+}
+
 // Puts a marker where a text can stand, and empties the rest.
 fn blank(value: &mut Value) {
     match value {
         Value::String(text) => REDACTED.clone_into(text),
         Value::Bytes(bytes) => *bytes = REDACTED.as_bytes().into(),
         Value::Message(message) => {
+            drop_unknown(message);
             let fields: Vec<FieldDescriptor> = message.fields().map(|(field, _)| field).collect();
             for field in fields {
                 blank(message.get_field_mut(&field));
@@ -182,5 +194,30 @@ mod tests {
             encode("type.googleapis.com/acme.Options", b"TOP-SECRET"),
             b""
         );
+    }
+
+    #[test]
+    fn fields_that_no_descriptor_has_are_dropped_at_every_level() {
+        // Field 30000, of bytes.
+        let unknown = [b"\x82\xd3\x0e\x0a".as_slice(), b"TOP-SECRET"].concat();
+        let nested = |value: Vec<u8>| [value, unknown.clone()].concat();
+        let extension = Any {
+            type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned(),
+            value: nested(Cluster::default().encode_to_vec()),
+        };
+        let options = [("x".to_owned(), extension)].into();
+        let cluster = Cluster {
+            name: "backend".to_owned(),
+            typed_extension_protocol_options: options,
+            ..Cluster::default()
+        };
+        // `common_lb_config`, which is field 27, with nothing but the unknown one.
+        let common = [b"\xda\x01\x0e".as_slice(), &unknown].concat();
+        let bytes = [nested(cluster.encode_to_vec()), common].concat();
+        let read = Cluster::decode(&*bytes).unwrap();
+        assert!(read.common_lb_config.is_some());
+        let encoded = encode(type_rules::CLUSTER, &bytes);
+        assert!(!String::from_utf8_lossy(&encoded).contains("TOP-SECRET"));
+        assert_eq!(Cluster::decode(&*encoded).unwrap().name, "backend");
     }
 }

@@ -10,10 +10,13 @@ use bytes::{Buf, Bytes, BytesMut};
 use http_body::Body as _;
 use isthmus_proto::pb::envoy::config::core::v3::Node;
 use isthmus_proto::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use isthmus_proto::pb::google::rpc;
 use isthmus_xds_core::{Name, Request};
 use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
+
+use crate::redact::without_secrets;
 
 /// Bytes of one request. A reconnecting client lists every name and version that it holds: 32 MiB
 /// are about 300,000 of them.
@@ -119,7 +122,7 @@ impl From<DiscoveryRequest> for Inbound {
                 type_url: message.type_url,
                 version: message.version_info,
                 nonce: message.response_nonce,
-                error: message.error_detail.map(|status| status.message),
+                error: words(message.error_detail),
                 names: names(message.resource_names),
                 ..Request::default()
             },
@@ -135,7 +138,7 @@ impl From<DeltaDiscoveryRequest> for Inbound {
             request: Request {
                 type_url: message.type_url,
                 nonce: message.response_nonce,
-                error: message.error_detail.map(|status| status.message),
+                error: words(message.error_detail),
                 subscribe: names(message.resource_names_subscribe),
                 unsubscribe: names(message.resource_names_unsubscribe),
                 initial_versions: initial
@@ -145,6 +148,11 @@ impl From<DeltaDiscoveryRequest> for Inbound {
             },
         }
     }
+}
+
+// Here and nowhere else, so that no log, dump, report or API call has the client's own words.
+fn words(error: Option<rpc::Status>) -> Option<String> {
+    error.map(|status| without_secrets(&status.message))
 }
 
 fn names(names: Vec<String>) -> Vec<Name> {
@@ -188,6 +196,26 @@ mod tests {
         );
         assert_eq!(requests.buffer.capacity(), 0, "nothing is held");
         assert!(requests.next().await.unwrap().is_none());
+    }
+
+    #[test]
+    fn what_a_client_says_has_no_secret_from_here_on() {
+        let error_detail = Some(rpc::Status {
+            message: r#"bad {"inline_string": "TOP-SECRET"}"#.to_owned(),
+            ..rpc::Status::default()
+        });
+        let delta = Inbound::from(DeltaDiscoveryRequest {
+            error_detail: error_detail.clone(),
+            ..DeltaDiscoveryRequest::default()
+        });
+        let sotw = Inbound::from(DiscoveryRequest {
+            error_detail,
+            ..DiscoveryRequest::default()
+        });
+        for inbound in [delta, sotw] {
+            let words = inbound.request.error.unwrap();
+            assert_eq!(words, r#"bad {"inline_string": "[redacted]"}"#);
+        }
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::Plane;
 use crate::clients::Client;
-use crate::nacks::{Culprit, Nack, Nacks, named_in, without_secrets};
+use crate::nacks::{Culprit, Nack, Nacks, named_in};
 use crate::provenance::ResourceKey;
 
 impl Plane {
@@ -22,10 +22,10 @@ impl Plane {
         refusal: &Refusal,
     ) {
         let scope = client.scope();
-        let message = without_secrets(&refusal.message);
+        let message = refusal.message.as_str();
         let generation = refusal.generation;
         let history = self.history();
-        let culprits = named_in(&message, &history, generation, scope.documents(), type_url);
+        let culprits = named_in(message, &history, generation, scope.documents(), type_url);
         let written = culprits
             .iter()
             .map(|it| format!("{} at {}", it.name, it.origin));
