@@ -184,7 +184,10 @@ impl TypeSet {
             if let Some(old) = &old {
                 version = version.without(old.version());
                 for alias in old.aliases() {
-                    aliases.remove_mut(alias);
+                    // It may have moved to another resource by an earlier of these changes.
+                    if aliases.get(alias) == Some(&change.name) {
+                        aliases.remove_mut(alias);
+                    }
                 }
             }
             if let Some(new) = &change.resource {
@@ -380,6 +383,38 @@ mod tests {
         let gone = second.type_set("t").expect("the type is remembered");
         assert_eq!(changed(gone, first.type_set("t").unwrap()), ["a"]);
         assert_eq!(gone.version(), Version::OF_NOTHING);
+    }
+
+    #[test]
+    fn an_alias_that_moves_is_found_where_it_is_now() {
+        let with_alias = |name: &str, alias: Option<&str>| {
+            let extras = Extras {
+                aliases: alias.into_iter().map(Name::from).collect(),
+                ..Extras::default()
+            };
+            let name = Name::from(name);
+            Change {
+                type_url: TypeUrl::from("t"),
+                name: Name::clone(&name),
+                resource: Some(Arc::new(Resource::new("t", name, b"1", extras))),
+            }
+        };
+        let gone = Change {
+            resource: None,
+            ..with_alias("b", None)
+        };
+        let first = View::default().after(1, &[with_alias("b", Some("x"))]);
+        for left in [with_alias("b", None), gone] {
+            let moved = [with_alias("a", Some("x")), left];
+            let reversed: Vec<Change> = moved.iter().rev().cloned().collect();
+            for changes in [&moved[..], &reversed] {
+                let after = first.after(2, changes);
+                let found = after.type_set("t").unwrap().by_alias("x");
+                assert_eq!(found.map(|it| &**it.name()), Some("a"), "{changes:?}");
+            }
+        }
+        let last = first.after(2, &[with_alias("b", None)]);
+        assert!(last.type_set("t").unwrap().by_alias("x").is_none());
     }
 
     #[test]
