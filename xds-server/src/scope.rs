@@ -41,7 +41,8 @@ pub(crate) struct Scope {
 struct Members {
     index: InterestIndex,
     clients: BTreeMap<Slot, Arc<Client>>,
-    // By type, of clients that are gone.
+    // By type of the view, of clients that are gone: what else they asked for is of their choosing,
+    // and there is no end to it.
     accepted: BTreeMap<TypeUrl, u64>,
     // Since all streams were at the newest view.
     changes: usize,
@@ -229,8 +230,10 @@ impl Scope {
         for (type_url, wanted) in stream.subscriptions() {
             members.index.remove(slot, type_url, wanted);
         }
+        let view = self.view();
         for status in stream.status() {
-            if let Some(generation) = status.acked_generation {
+            let is_served = view.type_set(&status.type_url).is_some();
+            if let Some(generation) = status.acked_generation.filter(|_| is_served) {
                 let newest = members.accepted.entry(status.type_url).or_default();
                 *newest = generation.max(*newest);
             }

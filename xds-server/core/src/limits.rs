@@ -11,6 +11,9 @@ pub const SUBSCRIBED_NAMES: usize = 200_000;
 /// stay below 1 KiB.
 pub const NAME_BYTES: usize = 4096;
 
+/// Bytes of one type URL. The longest of Envoy's are about 80.
+pub const TYPE_URL_BYTES: usize = 512;
+
 /// Types on one aggregated stream. Envoy knows ten.
 pub const TYPES_PER_STREAM: usize = 64;
 

@@ -49,6 +49,15 @@ pub enum RequestError {
         /// The type of the service.
         served: TypeUrl,
     },
+    /// A type URL is longer than [`limits::TYPE_URL_BYTES`].
+    #[error(
+        "a type_url of {size_bytes} bytes is over the limit of {}",
+        limits::TYPE_URL_BYTES
+    )]
+    LongTypeUrl {
+        /// Its length.
+        size_bytes: usize,
+    },
     /// A name is longer than [`limits::NAME_BYTES`].
     #[error(
         "a resource name of {size_bytes} bytes is over the limit of {}",

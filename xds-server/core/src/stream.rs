@@ -265,6 +265,10 @@ impl Stream {
     }
 
     fn type_of(&self, request: &Request) -> Result<TypeUrl, RequestError> {
+        let size_bytes = request.type_url.len();
+        if size_bytes > limits::TYPE_URL_BYTES {
+            return Err(RequestError::LongTypeUrl { size_bytes });
+        }
         match &self.options.only_type {
             None if request.type_url.is_empty() => Err(RequestError::NoTypeUrl),
             None => Ok(self

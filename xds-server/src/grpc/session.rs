@@ -294,7 +294,7 @@ fn fraction_of(id: u64) -> f64 {
 enum Ended {
     /// The first request did not come.
     Silent,
-    /// The first request does not say who asks.
+    /// The first request does not say who asks, or in too many words.
     NoNode(Status),
     /// A request breaks the protocol, or a bound.
     Refused(RequestError),
@@ -316,6 +316,7 @@ impl Ended {
     fn reason(&self) -> &'static str {
         match self {
             Self::Silent => "silent",
+            Self::NoNode(status) if status.code() == Code::ResourceExhausted => "over_limit",
             Self::NoNode(_) => "no_node",
             Self::Refused(RequestError::NoTypeUrl | RequestError::WrongType { .. }) => "wrong_type",
             Self::Refused(_) => "over_limit",
@@ -335,7 +336,8 @@ impl Ended {
                 RequestError::NoTypeUrl | RequestError::WrongType { .. } => {
                     Status::invalid_argument(error.to_string())
                 }
-                RequestError::LongName { .. }
+                RequestError::LongTypeUrl { .. }
+                | RequestError::LongName { .. }
                 | RequestError::TooManyNames { .. }
                 | RequestError::TooManyTypes => Status::resource_exhausted(error.to_string()),
             },

@@ -219,6 +219,25 @@ fn wakes(plane: &Plane) -> usize {
 }
 
 #[test]
+fn of_clients_that_are_gone_only_types_that_are_served_are_remembered() {
+    let plane = Arc::new(Plane::new());
+    let generation = publish(
+        &plane,
+        vec![document("d", None, vec![draft(CLUSTER, "a", "1")])],
+    );
+    let scope = with_node("n", |node| plane.scope_of(node));
+    for number in 0..3 {
+        let mut session = Session::subscribed(&plane, "n", CLUSTER, &["a"]);
+        session.subscribe(&format!("chosen.by/client{number}"), &["a"]);
+        session.run();
+        let types = session.membership.client().types();
+        assert!(types.iter().all(|it| it.acked_generation.is_some()));
+    }
+    let expected = BTreeMap::from([(TypeUrl::from(CLUSTER), generation)]);
+    assert_eq!(scope.accepted(), expected);
+}
+
+#[test]
 fn a_change_wakes_exactly_the_streams_that_want_it() {
     struct Case {
         name: &'static str,

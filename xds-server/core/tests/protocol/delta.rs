@@ -357,6 +357,23 @@ fn a_name_over_the_limit_ends_the_stream_and_nothing_is_applied() {
 }
 
 #[test]
+fn a_type_url_over_the_limit_ends_any_stream() {
+    let long = "t".repeat(limits::TYPE_URL_BYTES + 1);
+    let refused = Err(RequestError::LongTypeUrl {
+        size_bytes: long.len(),
+    });
+    for only_type in [None, Some(CLUSTER)] {
+        let view = Plane::default().publish(&[]);
+        let mut client = Client::new(Variant::Delta, Peer::Envoy, only_type, view);
+        let request = ask(Variant::Delta, &long, &["a"]);
+        assert_eq!(client.try_send(&request), refused, "{only_type:?}");
+    }
+    let mut client = Client::delta(Plane::default().publish(&[]));
+    let request = ask(Variant::Delta, &long[1..], &["a"]);
+    assert_eq!(client.try_send(&request), Ok(()));
+}
+
+#[test]
 fn names_and_types_are_bounded() {
     let mut client = Client::delta(Plane::default().publish(&[]));
     let keys: Vec<Name> = (0..limits::SUBSCRIBED_NAMES)
