@@ -13,12 +13,17 @@ use tonic::Status;
 
 use crate::transport::ConnectedPeer;
 
+/// Bytes of `node.id`: it is repeated in each log line, refusal and report about the client. A pod's
+/// name with its namespace and address is below 600.
+const ID_BYTES: usize = 1024;
+
+/// Bytes of a whole node without its extensions, nearly all of them metadata: what selectors look at
+/// is held for the length of a stream. Istio's sidecars send about 3 KB.
+const NODE_BYTES: usize = 256 * 1024;
+
 /// Bytes of a node that are kept for the length of a stream; Istio's sidecars send about 3 KB. Of a
 /// longer one the id is kept.
 const KEPT_NODE_BYTES: usize = 16 * 1024;
-
-/// Characters of the id that are kept then.
-const KEPT_ID_CHARS: usize = 1024;
 
 /// A client's node, reduced to what decides something or helps a reader.
 #[derive(Debug, Default)]
@@ -44,8 +49,13 @@ impl ClientNode {
                            set node.id in the bootstrap (Envoy: --service-node)";
             return Err(Status::invalid_argument(message));
         };
-        let mut node = node;
-        let encoded = encode_kept(&mut node);
+        // Envoy lists every extension that it was built with, some 30 KB that nobody asks for here.
+        let node = Node {
+            extensions: Vec::new(),
+            ..node
+        };
+        check_size(&node)?;
+        let encoded = encode_kept(&node);
         let locality = node.locality.unwrap_or_default();
         let fields = node.metadata.unwrap_or_default().fields;
         let metadata = fields
@@ -105,14 +115,28 @@ impl ClientNode {
     }
 }
 
-// Envoy lists every extension that it was built with, some 30 KB that nobody asks for here.
-fn encode_kept(node: &mut Node) -> Bytes {
-    node.extensions = Vec::new();
+fn check_size(node: &Node) -> Result<(), Status> {
+    let (id_bytes, node_bytes) = (node.id.len(), node.encoded_len());
+    if id_bytes > ID_BYTES {
+        return Err(Status::resource_exhausted(format!(
+            "a node.id of {id_bytes} bytes is over the limit of {ID_BYTES}"
+        )));
+    }
+    if node_bytes > NODE_BYTES {
+        return Err(Status::resource_exhausted(format!(
+            "a node of {node_bytes} bytes without its extensions is over the limit of {NODE_BYTES}; \
+             send less in node.metadata"
+        )));
+    }
+    Ok(())
+}
+
+fn encode_kept(node: &Node) -> Bytes {
     if node.encoded_len() <= KEPT_NODE_BYTES {
         return node.encode_to_vec().into();
     }
     let known = Node {
-        id: node.id.chars().take(KEPT_ID_CHARS).collect(),
+        id: node.id.clone(),
         ..Node::default()
     };
     known.encode_to_vec().into()
@@ -129,5 +153,52 @@ fn render_user_agent(name: &str, version: Option<UserAgentVersionType>) -> Strin
             None => name.to_owned(),
         },
         None => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_proto::pb::envoy::config::core::v3::Extension;
+    use isthmus_proto::pb::google::protobuf::{Struct, Value};
+    use tonic::Code;
+
+    use super::*;
+
+    fn node(id_bytes: usize, metadata_bytes: usize) -> Node {
+        let value = Value {
+            kind: Some(Kind::StringValue("v".repeat(metadata_bytes))),
+        };
+        Node {
+            id: "n".repeat(id_bytes),
+            metadata: Some(Struct {
+                fields: [("key".to_owned(), value)].into(),
+            }),
+            ..Node::default()
+        }
+    }
+
+    #[test]
+    fn a_node_over_a_limit_is_refused_and_the_limit_is_named() {
+        let parse = |node| ClientNode::parse(Some(node), ConnectedPeer::default());
+        for (node, limit) in [
+            (node(ID_BYTES + 1, 0), "limit of 1024"),
+            (node(1, NODE_BYTES), "limit of 262144"),
+        ] {
+            let refused = parse(node).unwrap_err();
+            assert_eq!(refused.code(), Code::ResourceExhausted);
+            assert!(refused.message().contains(limit), "{refused}");
+        }
+        let extension = Extension {
+            name: "x".repeat(NODE_BYTES),
+            ..Extension::default()
+        };
+        let largest = Node {
+            extensions: vec![extension],
+            ..node(ID_BYTES, NODE_BYTES - ID_BYTES - 64)
+        };
+        let parsed = parse(largest).unwrap();
+        let kept = Node::decode(parsed.encoded).unwrap();
+        assert_eq!((parsed.id.len(), kept.id.len()), (ID_BYTES, ID_BYTES));
+        assert!(kept.metadata.is_none(), "it is over what is kept");
     }
 }
