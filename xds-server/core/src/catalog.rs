@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use isthmus_api::envoy_resources::NodeView;
 
-use crate::resource::{Name, TypeUrl};
+use crate::resource::{Name, Resource, TypeUrl};
 use crate::view::{Change, View};
 use index::{Givers, Readers};
 
@@ -133,14 +133,7 @@ impl Catalog {
         let [id_before, id] =
             [&before, &after].map(|it| it.as_ref().and_then(|it| it.id().cloned()));
         if id_before == id {
-            for (type_url, resource, kind) in &staged.changes {
-                let key = (TypeUrl::clone(type_url), Name::clone(resource));
-                match kind {
-                    ChangeKind::Added => self.givers.insert(key, id.as_ref(), &name),
-                    ChangeKind::Removed => self.givers.remove(&key, id.as_ref(), &name),
-                    ChangeKind::Changed => {}
-                }
-            }
+            self.amend_givers(&name, &staged.changes, before.as_deref(), after.as_deref());
         } else {
             self.move_givers(&name, before.as_deref(), after.as_deref());
         }
@@ -164,6 +157,35 @@ impl Catalog {
             .collect()
     }
 
+    // The document has the `node.id` that it had.
+    fn amend_givers(
+        &mut self,
+        name: &Name,
+        changes: &[(TypeUrl, Name, ChangeKind)],
+        before: Option<&StoredDocument>,
+        after: Option<&StoredDocument>,
+    ) {
+        let pairs = changes.iter().map(|(url, resource, _)| {
+            let in_one = |it: &StoredDocument| it.resource(url, resource).cloned();
+            (url, before.and_then(in_one), after.and_then(in_one))
+        });
+        let pairs: Vec<_> = pairs.collect();
+        let id = after.or(before).and_then(StoredDocument::id);
+        // An alias may move from one resource to another: all that goes goes first.
+        for (type_url, before, after) in &pairs {
+            for gone in names_without(before.as_deref(), after.as_deref()) {
+                let key = (TypeUrl::clone(type_url), Name::clone(gone));
+                self.givers.remove(&key, id, name);
+            }
+        }
+        for (type_url, before, after) in &pairs {
+            for come in names_without(after.as_deref(), before.as_deref()) {
+                let key = (TypeUrl::clone(type_url), Name::clone(come));
+                self.givers.insert(key, id, name);
+            }
+        }
+    }
+
     // All that a document gives is found under its `node.id`: with another one all of it moves.
     fn move_givers(
         &mut self,
@@ -173,15 +195,17 @@ impl Catalog {
     ) {
         let key = |url: &TypeUrl, name: &Name| (TypeUrl::clone(url), Name::clone(name));
         if let Some(before) = before {
-            for (type_url, resource, _) in before.resources() {
-                self.givers
-                    .remove(&key(type_url, resource), before.id(), name);
+            for (type_url, _, resource) in before.resources() {
+                for any in resource.names() {
+                    self.givers.remove(&key(type_url, any), before.id(), name);
+                }
             }
         }
         if let Some(after) = after {
-            for (type_url, resource, _) in after.resources() {
-                self.givers
-                    .insert(key(type_url, resource), after.id(), name);
+            for (type_url, _, resource) in after.resources() {
+                for any in resource.names() {
+                    self.givers.insert(key(type_url, any), after.id(), name);
+                }
             }
         }
     }
@@ -310,6 +334,16 @@ impl Catalog {
             .collect();
         View::default().after(self.generation, &changes)
     }
+}
+
+// The names that one resource may be asked for under and another one may not.
+fn names_without<'a>(
+    resource: Option<&'a Resource>,
+    other: Option<&'a Resource>,
+) -> impl Iterator<Item = &'a Name> {
+    let is_of_other = move |name: &Name| other.is_some_and(|it| it.names().any(|its| its == name));
+    let names = resource.into_iter().flat_map(Resource::names);
+    names.filter(move |name| !is_of_other(name))
 }
 
 #[cfg(test)]
@@ -578,6 +612,80 @@ mod tests {
         catalog.commit(set("all", Some("w"), "a")).unwrap();
         catalog.commit(set("one", Some("x"), "a")).unwrap();
         assert_eq!(clash(set("three", Some("w"), "a"), &mut catalog), "all");
+    }
+
+    #[test]
+    fn no_client_gets_two_resources_for_one_alias() {
+        let mut catalog = Catalog::new();
+        let with_aliases = |name: &str, id: Option<&str>, resources: &[(&str, &[&str])]| {
+            let plain: Vec<(&str, &str)> = resources.iter().map(|(name, _)| (*name, "1")).collect();
+            let mut document = document(name, id, &plain);
+            for (draft, (_, aliases)) in document.resources.iter_mut().zip(resources) {
+                draft.extras.aliases = aliases.iter().map(|it| Name::from(*it)).collect();
+            }
+            document
+        };
+        let set = |name: &str, id: Option<&str>, resource: &str, aliases: &[&str]| {
+            Commit::new(Source::API).set(with_aliases(name, id, &[(resource, aliases)]))
+        };
+        let clash = |commit: Commit, catalog: &mut Catalog| match catalog.commit(commit) {
+            Err(CommitError::DuplicateResource { name, other, .. }) => format!("{name} in {other}"),
+            Err(CommitError::AmbiguousName {
+                name,
+                resource,
+                other,
+                ..
+            }) => format!("{name} of {resource}, {other}"),
+            other => panic!("{other:?}"),
+        };
+        let x = Some("x");
+        catalog.commit(set("one", x, "a", &["p"])).unwrap();
+        catalog.commit(set("two", Some("y"), "b", &["p"])).unwrap();
+        let cases = [
+            (set("three", x, "c", &["p"]), "p in one"),
+            (set("three", x, "c", &["a"]), "a in one"),
+            (set("three", x, "p", &[]), "p in one"),
+            (set("three", None, "p", &[]), "p in one"),
+            (set("two", x, "b", &["p"]), "p in one"),
+        ];
+        for (commit, expected) in cases {
+            assert_eq!(clash(commit, &mut catalog), expected);
+        }
+
+        // What changes counts as what comes does, and what goes makes room.
+        catalog.commit(set("three", x, "c", &[])).unwrap();
+        assert_eq!(
+            clash(set("three", x, "c", &["p"]), &mut catalog),
+            "p in one"
+        );
+        catalog.commit(set("one", x, "a", &[])).unwrap();
+        catalog.commit(set("three", x, "c", &["p"])).unwrap();
+        assert_eq!(
+            clash(set("one", x, "a", &["p"]), &mut catalog),
+            "p in three"
+        );
+        // Another selector, same id: what it gives is still known.
+        catalog
+            .commit(set("three", Some("z"), "c", &["p"]))
+            .unwrap();
+        catalog.commit(set("one", x, "a", &["p"])).unwrap();
+
+        // Within a document an alias may move, and be of one at a time.
+        let pair = |first: &[&str], second: &[&str]| {
+            let document = with_aliases("pair", Some("w"), &[("f", first), ("s", second)]);
+            Commit::new(Source::API).set(document)
+        };
+        catalog.commit(pair(&["q"], &[])).unwrap();
+        catalog.commit(pair(&[], &["q"])).unwrap();
+        catalog.commit(pair(&["q"], &[])).unwrap();
+        assert_eq!(
+            clash(set("five", Some("w"), "q", &[]), &mut catalog),
+            "q in pair"
+        );
+        assert_eq!(clash(pair(&["q"], &["q"]), &mut catalog), "q of s, f");
+        assert_eq!(clash(pair(&["s"], &[]), &mut catalog), "s of f, s");
+        catalog.commit(pair(&[], &[])).unwrap();
+        catalog.commit(set("five", Some("w"), "q", &[])).unwrap();
     }
 
     fn replace(catalog: &mut Catalog, documents: Vec<Document>) -> Published {

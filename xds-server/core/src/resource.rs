@@ -187,6 +187,11 @@ impl Resource {
         &self.extras.aliases
     }
 
+    /// All names under which it may be asked for, the one under which clients get it first.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        std::iter::once(&self.name).chain(self.aliases())
+    }
+
     /// How long a client may go on using it unheard of.
     pub fn ttl(&self) -> Option<Duration> {
         self.extras.ttl

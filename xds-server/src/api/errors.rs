@@ -34,6 +34,7 @@ impl From<Refusal> for Status {
                     CommitError::DocumentTaken { .. } | CommitError::DuplicateResource { .. } => {
                         Code::AlreadyExists
                     }
+                    CommitError::AmbiguousName { .. } => Code::InvalidArgument,
                     CommitError::UnknownDocument { .. } => Code::NotFound,
                 };
                 Status::new(code, error.to_string())

@@ -140,12 +140,29 @@ pub enum CommitError {
         document: Name,
         /// Type of the resource.
         type_url: TypeUrl,
-        /// Its name.
+        /// Its name, or an alias of it.
         name: Name,
         /// The document that has it too.
         other: Name,
         /// Whose that is.
         owner: Source,
+    },
+    /// Two resources of one document may be asked for under one name.
+    #[error(
+        "{type_url} {name:?} is a name or an alias of both {resource:?} and {other:?} in document {document:?}; take it from \
+         one of the two"
+    )]
+    AmbiguousName {
+        /// The document of the commit.
+        document: Name,
+        /// Type of the resources.
+        type_url: TypeUrl,
+        /// The name.
+        name: Name,
+        /// One of the resources.
+        resource: Name,
+        /// Another one.
+        other: Name,
     },
 }
 
@@ -549,25 +566,25 @@ fn differing(before: Option<&Stored>, after: Option<&Stored>) -> Vec<(TypeUrl, N
         .collect()
 }
 
-// No client may get two resources of one type and name. Costs what is new, whatever else there is.
+// No client may get two resources of one type and name, nor two for one alias. Costs what is new,
+// whatever else there is.
 fn check_unique(catalog: &Catalog, staged: &Staged) -> Result<Givers, CommitError> {
     let mut brought = Givers::default();
     for document in &staged.documents {
         let Some(after) = &document.after else {
             continue;
         };
-        let of_new_clients: Vec<(&TypeUrl, &Name)> = if document.is_moved {
-            after
-                .resources()
-                .map(|(url, name, _)| (url, name))
-                .collect()
-        } else {
-            let added = document.changes.iter();
-            let added = added.filter(|(_, _, kind)| *kind == ChangeKind::Added);
-            added.map(|(url, name, _)| (url, name)).collect()
-        };
-        for (type_url, name) in of_new_clients {
+        for (type_url, resource, name) in new_names(document, after) {
             let key = (TypeUrl::clone(type_url), Name::clone(name));
+            if let Some(other) = after.answering(type_url, name).find(|it| *it != resource) {
+                return Err(CommitError::AmbiguousName {
+                    document: Name::clone(&document.name),
+                    type_url: key.0,
+                    name: key.1,
+                    resource: Name::clone(resource),
+                    other: Name::clone(other),
+                });
+            }
             let held = catalog.givers.rivals(&key, after.id());
             let rivals = held.chain(brought.rivals(&key, after.id()));
             for other in rivals.filter(|other| **other != document.name) {
@@ -576,16 +593,16 @@ fn check_unique(catalog: &Catalog, staged: &Staged) -> Result<Givers, CommitErro
                     None => catalog.document(other),
                 };
                 let rival = rival.filter(|it| {
-                    it.resource(type_url, name).is_some()
+                    it.answering(type_url, name).next().is_some()
                         && it.selector().may_overlap(after.selector())
                 });
                 if let Some(rival) = rival {
                     return Err(CommitError::DuplicateResource {
                         document: Name::clone(&document.name),
-                        type_url: TypeUrl::clone(type_url),
-                        name: Name::clone(name),
                         other: Name::clone(other),
                         owner: rival.source(),
+                        type_url: TypeUrl::clone(type_url),
+                        name: Name::clone(name),
                     });
                 }
             }
@@ -593,4 +610,30 @@ fn check_unique(catalog: &Catalog, staged: &Staged) -> Result<Givers, CommitErro
         }
     }
     Ok(brought)
+}
+
+// The names that a document gives to clients that could not ask for them before, and maybe some that
+// they could: type, resource, and the name or an alias of it.
+fn new_names<'a>(
+    document: &'a StagedDocument,
+    after: &'a StoredDocument,
+) -> Vec<(&'a TypeUrl, &'a Name, &'a Name)> {
+    if document.is_moved {
+        let resources = after.resources();
+        return resources
+            .flat_map(|(url, name, it)| it.names().map(move |any| (url, name, any)))
+            .collect();
+    }
+    let mut names = Vec::new();
+    for (type_url, name, kind) in &document.changes {
+        let Some(resource) = after.resource(type_url, name) else {
+            continue;
+        };
+        if *kind == ChangeKind::Added {
+            names.push((type_url, name, name));
+        }
+        let aliases = resource.aliases().iter();
+        names.extend(aliases.map(|alias| (type_url, name, alias)));
+    }
+    names
 }

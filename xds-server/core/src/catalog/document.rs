@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use isthmus_api::envoy_resources::Selector;
-use rpds::RedBlackTreeMapSync;
+use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 
 use crate::resource::{Extras, Name, Resource, TypeUrl, Version};
 
@@ -69,6 +69,8 @@ pub struct StoredDocument {
     selector: Selector,
     id: Option<Name>,
     resources: BTreeMap<TypeUrl, RedBlackTreeMapSync<Name, Arc<Resource>>>,
+    // An alias and the name of the resource that has it. Where two have one, the commit cannot be.
+    aliases: BTreeMap<TypeUrl, RedBlackTreeSetSync<(Name, Name)>>,
 }
 
 impl StoredDocument {
@@ -85,6 +87,24 @@ impl StoredDocument {
     /// A resource of it.
     pub fn resource(&self, type_url: &str, name: &str) -> Option<&Arc<Resource>> {
         self.resources.get(type_url)?.get(name)
+    }
+
+    /// Names of the resources that may be asked for under a name: the one of that name, and those that
+    /// have it as an alias.
+    pub(super) fn answering<'a>(
+        &'a self,
+        type_url: &str,
+        name: &'a Name,
+    ) -> impl Iterator<Item = &'a Name> {
+        let of_name = self.resource(type_url, name).map(|it| it.name());
+        let aliases = self.aliases.get(type_url).into_iter();
+        let from = move |set: &'a RedBlackTreeSetSync<(Name, Name)>| {
+            let pairs = set.range((Name::clone(name), Name::from(""))..);
+            pairs.take_while(move |(alias, _)| alias == name)
+        };
+        of_name
+            .into_iter()
+            .chain(aliases.flat_map(from).map(|(_, owner)| owner))
     }
 
     /// All that is in it, by type and name.
@@ -123,6 +143,7 @@ impl StoredDocument {
             id: document.selector.id.as_deref().map(Name::from),
             selector: document.selector,
             resources: BTreeMap::new(),
+            aliases: BTreeMap::new(),
         };
         for draft in document.resources {
             stored.upsert(draft, before);
@@ -153,6 +174,14 @@ impl StoredDocument {
             },
             Arc::clone,
         );
+        self.forget_aliases(&draft.type_url, &name);
+        if !resource.aliases().is_empty() {
+            let aliases = self.aliases.entry(TypeUrl::clone(&draft.type_url));
+            let aliases = aliases.or_default();
+            for alias in resource.aliases() {
+                aliases.insert_mut((Name::clone(alias), Name::clone(&name)));
+            }
+        }
         self.resources
             .entry(draft.type_url)
             .or_default()
@@ -162,7 +191,18 @@ impl StoredDocument {
 
     /// Takes a resource out; tells whether it was there.
     pub(super) fn remove(&mut self, type_url: &str, name: &str) -> bool {
+        self.forget_aliases(type_url, name);
         let set = self.resources.get_mut(type_url);
         set.is_some_and(|set| set.remove_mut(name))
+    }
+
+    fn forget_aliases(&mut self, type_url: &str, name: &str) {
+        let Some(aliases) = self.aliases.get_mut(type_url) else {
+            return;
+        };
+        let resource = self.resources.get(type_url).and_then(|set| set.get(name));
+        for alias in resource.into_iter().flat_map(|it| it.aliases()) {
+            aliases.remove_mut(&(Name::clone(alias), Name::from(name)));
+        }
     }
 }
