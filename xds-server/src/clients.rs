@@ -7,6 +7,7 @@
 //! stream whose bell was not rung lacks nothing that it wants.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,11 @@ struct Live {
     standing: Standing,
     // The commit that the scope had when the client came to it.
     placed_at: u64,
+    // The last response that it was sent before that.
+    placed_after: u64,
+    // By type: the commits that its last refusal concerned, as long as it is sought what is to
+    // blame.
+    refused: Vec<(TypeUrl, RangeInclusive<u64>)>,
     // The newest commit of all that were owed and are answered.
     answered: u64,
 }
@@ -112,7 +118,7 @@ impl Client {
         }
         let events = live.stream.take_events();
         if !events.is_empty() {
-            self.report(&mut live, &events, convergence);
+            self.report(&mut live, &events, &request.nonce, convergence);
         }
         Ok(events)
     }
@@ -134,7 +140,7 @@ impl Client {
         }
         // What it was rung for may come to nothing.
         if live.stream.is_at_rest() {
-            self.report(&mut live, &[], convergence);
+            self.report(&mut live, &[], "", convergence);
         }
         Turn {
             response: None,
@@ -143,8 +149,8 @@ impl Client {
         }
     }
 
-    // Tells whoever waits for this client what it has answered.
-    fn report(&self, live: &mut Live, events: &[Event], convergence: &Convergence) {
+    // Tells whoever waits for this client what it has answered, with which nonce.
+    fn report(&self, live: &mut Live, events: &[Event], nonce: &str, convergence: &Convergence) {
         let (who, now, owed) = (self.answerer(), Instant::now(), self.bell.owed());
         let is_waited_for = owed > live.answered;
         for event in events {
@@ -152,18 +158,22 @@ impl Client {
                 && is_waited_for
             {
                 let message = refusal.message.as_str().into();
-                convergence.refused(who, type_url, refusal.generation, &message, now);
+                let through = live.refused_through(nonce, refusal.generation);
+                let concerned = convergence.refused(who, type_url, through, &message, now);
+                if let Some(concerned) = concerned {
+                    live.refused.retain(|(url, _)| url != type_url);
+                    live.refused.push((TypeUrl::clone(type_url), concerned));
+                }
             }
             // Found with the refusal or long after, when nothing else may be waited for.
-            if let Event::Isolated {
-                type_url,
-                name,
-                generation,
-                ..
-            } = event
+            if let Event::Isolated { type_url, name, .. } = event
+                && let Some((_, commits)) = live.refused.iter().find(|(url, _)| url == type_url)
             {
-                convergence.blamed(who, type_url, *generation, name);
+                convergence.blamed(who, type_url, commits, name);
             }
+        }
+        if !live.refused.is_empty() && live.stream.is_at_rest() {
+            live.refused = Vec::new();
         }
         if !is_waited_for {
             return;
@@ -208,10 +218,11 @@ impl Client {
             scope.join(self, &live.stream);
             live.move_on(self.id, now);
             live.placed_at = generation;
+            live.placed_after = live.stream.last_response();
             rest = live.rest();
         }
         if self.bell.owed() > live.answered {
-            convergence.placed(self.slot, rest, Instant::now());
+            convergence.placed(self.slot, generation, rest, Instant::now());
         }
     }
 
@@ -249,6 +260,17 @@ impl Client {
 }
 
 impl Live {
+    // Up to which commit the client refuses what it was sent: with what came by a move, all that
+    // the scope had then, though the type may have had its last change long before.
+    fn refused_through(&self, nonce: &str, generation: u64) -> u64 {
+        let response = self.stream.response_of(nonce);
+        if response.is_some_and(|it| it > self.placed_after) {
+            generation.max(self.placed_at)
+        } else {
+            generation
+        }
+    }
+
     fn rest(&self) -> Rest {
         if self.stream.is_at_rest() {
             Rest::Quiet
@@ -353,6 +375,8 @@ impl Membership {
                 stream: who.stream,
                 standing: Standing::Newest,
                 placed_at: 0,
+                placed_after: 0,
+                refused: Vec::new(),
                 answered: 0,
             }),
         });

@@ -8,6 +8,7 @@
 //! The lock is taken last of all locks, and only for streams that a change concerns.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -161,6 +162,11 @@ impl Convergence {
         self.answers.subscribe()
     }
 
+    /// Whether answers are told to anybody; each costs an allocation then.
+    pub(crate) fn has_listeners(&self) -> bool {
+        self.answers.receiver_count() > 0
+    }
+
     /// Begins to follow a commit, unless it is followed: one that changes nothing makes no new
     /// generation. Commits come in order.
     pub(crate) fn begin(&self, generation: u64, now: Instant) {
@@ -213,10 +219,13 @@ impl Convergence {
         }
     }
 
-    /// A stream has looked up its documents. `Quiet`: it has to be sent nothing for that.
-    pub(crate) fn placed(&self, slot: Slot, rest: Rest, now: Instant) {
+    /// A stream has looked up its documents, as they were up to a generation. `Quiet`: it has to be
+    /// sent nothing for that.
+    pub(crate) fn placed(&self, slot: Slot, through: u64, rest: Rest, now: Instant) {
         let mut state = self.lock();
-        for commit in state.owed_to(slot) {
+        // It will be rung for those that came since, and look again.
+        let owed = state.owed_to(slot);
+        for commit in owed.take_while(|it| it.generation() <= through) {
             if commit.placed(slot, rest) {
                 self.conclude(commit, now);
             }
@@ -263,7 +272,8 @@ impl Convergence {
         }
     }
 
-    /// A stream refused what it was sent of a type, up to a generation.
+    /// A stream refused what it was sent of a type, up to a generation. Returns from which to which
+    /// commits that were waited for were refused by it, if any.
     pub(crate) fn refused(
         &self,
         who: Answerer<'_>,
@@ -271,8 +281,9 @@ impl Convergence {
         through: u64,
         message: &Arc<str>,
         now: Instant,
-    ) {
+    ) -> Option<RangeInclusive<u64>> {
         let mut state = self.lock();
+        let mut concerned: Option<RangeInclusive<u64>> = None;
         for commit in state.owed_to(who.slot) {
             if commit.generation() > through {
                 break;
@@ -285,18 +296,30 @@ impl Convergence {
                 message: Arc::clone(message),
             };
             if commit.refuse(who.slot, type_url, refusal) {
+                let number = commit.generation();
+                concerned = Some(*concerned.as_ref().map_or(&number, |it| it.start())..=number);
                 let outcome = Outcome::Refused(Arc::clone(message));
                 self.tell(who, commit, Some(type_url), outcome, now);
                 self.conclude(commit, now);
             }
         }
+        concerned
     }
 
-    /// A resource is found to be to blame for what a stream refused, up to a generation.
-    pub(crate) fn blamed(&self, who: Answerer<'_>, type_url: &TypeUrl, through: u64, name: &Name) {
+    /// A resource is found to be to blame for what a stream refused of these commits.
+    pub(crate) fn blamed(
+        &self,
+        who: Answerer<'_>,
+        type_url: &TypeUrl,
+        commits: &RangeInclusive<u64>,
+        name: &Name,
+    ) {
         let mut state = self.lock();
-        let commits = state.commits.iter_mut();
-        for commit in commits.take_while(|it| it.generation() <= through) {
+        let first = state
+            .commits
+            .partition_point(|it| it.generation() < *commits.start());
+        let concerned = state.commits.range_mut(first..);
+        for commit in concerned.take_while(|it| it.generation() <= *commits.end()) {
             commit.blame(who.stream, type_url, name);
         }
     }
@@ -340,7 +363,7 @@ impl Convergence {
         outcome: Outcome,
         now: Instant,
     ) {
-        if self.answers.receiver_count() == 0 {
+        if !self.has_listeners() {
             return;
         }
         let answered = Answered {

@@ -452,6 +452,16 @@ impl Stream {
         format!("{:x}-{number:x}", self.options.id)
     }
 
+    /// Number of the last response that was made; 0 before the first.
+    pub fn last_response(&self) -> u64 {
+        self.last_nonce
+    }
+
+    /// Number of the response that has this nonce; `None` if none of this stream can.
+    pub fn response_of(&self, nonce: &str) -> Option<u64> {
+        self.parse_nonce(nonce)
+    }
+
     fn parse_nonce(&self, text: &str) -> Option<u64> {
         let (id, number) = text.split_once('-')?;
         let id = u64::from_str_radix(id, 16).ok()?;

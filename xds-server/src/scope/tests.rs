@@ -626,6 +626,108 @@ fn a_client_that_moves_to_other_documents_needs_the_commit_that_moved_it() {
     assert!(plane.convergence.progress(both).unwrap().is_converged);
 }
 
+#[test]
+fn a_client_that_moves_and_refuses_has_not_converged() {
+    let plane = Arc::new(Plane::new());
+    let documents = |id| {
+        vec![
+            document("all", None, endpoint("a", "1")),
+            document("some", id, endpoint("b", "1")),
+        ]
+    };
+    publish(&plane, documents(Some("m")));
+    let mut settled = Session::subscribed(&plane, "m", ENDPOINT, &["*"]);
+    let mut goer = Session::subscribed(&plane, "n", ENDPOINT, &["*"]);
+    // It comes to a scope in which nothing changed since the first commit.
+    let moved = publish(&plane, documents(None));
+    settled.run();
+    let client = Arc::clone(goer.membership.client());
+    assert!(client.bell.take_moved());
+    with_node("n", |node| plane.place(&client, node, Duration::ZERO));
+    let response = decode(&goer.take().expect("it gets what it has not"));
+    goer.answer(&response, Some("no such endpoint"));
+    assert!(goer.run().is_empty());
+    assert_eq!(numbers(&plane, moved), (1, 0, 1, 0));
+    let progress = plane.convergence.progress(moved).unwrap();
+    assert!(!progress.is_converged);
+    assert_eq!(progress.refused[0].resources, [Name::from("b")]);
+}
+
+#[test]
+fn a_refusal_of_what_came_before_a_move_does_not_count_for_the_move() {
+    let plane = Arc::new(Plane::new());
+    let documents = |id, value| {
+        vec![
+            document("all", None, endpoint("a", value)),
+            document("some", id, endpoint("b", "1")),
+        ]
+    };
+    publish(&plane, documents(Some("m"), "1"));
+    let _settled = Session::subscribed(&plane, "m", ENDPOINT, &["*"]);
+    let mut goer = Session::subscribed(&plane, "n", ENDPOINT, &["*"]);
+    let changed = publish(&plane, documents(Some("m"), "2"));
+    let before = decode(&goer.take().expect("it is told of the change"));
+    let moved = publish(&plane, documents(None, "2"));
+    let client = Arc::clone(goer.membership.client());
+    assert!(client.bell.take_moved());
+    with_node("n", |node| plane.place(&client, node, Duration::ZERO));
+    goer.answer(&before, Some("no such endpoint"));
+    goer.run();
+    let refusals = |generation| numbers(&plane, generation).2;
+    assert_eq!((refusals(changed), refusals(moved)), (1, 0));
+}
+
+#[test]
+fn a_look_at_ones_place_does_not_answer_the_commits_that_came_after_it() {
+    let plane = Arc::new(Plane::new());
+    let documents = |id: &str| {
+        vec![
+            document("all", None, endpoint("a", "1")),
+            document("some", Some(id), endpoint("b", "1")),
+        ]
+    };
+    publish(&plane, documents("nobody"));
+    let mut session = Session::subscribed(&plane, "n", ENDPOINT, &["*"]);
+    let there = publish(&plane, documents("n"));
+    let looked_up = with_node("n", |node| plane.scope_of(node));
+    let back = publish(&plane, documents("nobody"));
+    let client = Arc::clone(session.membership.client());
+    client.move_to(&looked_up, there, &plane.convergence, Duration::ZERO);
+    let response = decode(&session.take().expect("it gets what it has not"));
+    session.answer(&response, None);
+    assert_eq!(numbers(&plane, there), (1, 1, 0, 0));
+    assert_eq!(numbers(&plane, back).1, 0, "it has not looked");
+
+    assert_eq!(session.run(), ["eds -b"]);
+    assert_eq!(numbers(&plane, back), (1, 1, 0, 0));
+}
+
+#[test]
+fn a_culprit_is_named_in_the_commits_that_its_refusal_concerned() {
+    let plane = Arc::new(Plane::new());
+    let clusters = |a, b| vec![draft(CLUSTER, "a", a), draft(CLUSTER, "b", b)];
+    publish(&plane, vec![document("d", None, clusters("1", "1"))]);
+    let mut session = Session::subscribed(&plane, "n", CLUSTER, &["*"]);
+    let mut refuse = |drafts, words| {
+        let generation = patch(&plane, drafts);
+        let response = decode(&session.take().unwrap());
+        session.answer(&response, Some(words));
+        session.run();
+        generation
+    };
+    let first = refuse(clusters("2", "1"), "bad");
+    let second = refuse(
+        clusters("3", "2"),
+        "Error adding/updating cluster(s) b: worse",
+    );
+    let blamed = |generation| {
+        let progress = plane.convergence.progress(generation).unwrap();
+        progress.refused[0].resources.clone()
+    };
+    assert_eq!(blamed(first), [Name::from("a")]);
+    assert_eq!(blamed(second), [Name::from("b")]);
+}
+
 // Clients change what they want while what they want changes, and then sleep until they are
 // rung: one ring too few, and one of them never holds what it should.
 #[test]
