@@ -86,7 +86,7 @@ impl ResourceApi {
 }
 
 fn put(
-    plane: &Plane,
+    plane: &Arc<Plane>,
     recent: &Recent,
     request: Request,
     peer: &str,
@@ -101,7 +101,7 @@ fn put(
             check::check(catalog, staged, &places)
         })?;
     if published.has_changes() {
-        recent.keep(published.generation, answers);
+        recent.keep(plane, published.generation, answers);
     }
     info!(
         generation = published.generation,

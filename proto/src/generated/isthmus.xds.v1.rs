@@ -320,6 +320,10 @@ pub struct Totals {
     /// Whether all have accepted it.
     #[prost(bool, tag = "6")]
     pub is_converged: bool,
+    /// Answers, to this generation or another, that came faster than this call was read, and are lost to it: the
+    /// outcomes that it tells are not all if this is not 0. Refusals are told even so, the first 32.
+    #[prost(uint64, tag = "7")]
+    pub skipped: u64,
 }
 /// What a client answered to the resources of one type.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -1,21 +1,22 @@
 //! A generation on its way to the clients, as a caller follows it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use isthmus_proto::control::client_outcome::Verdict;
 use isthmus_proto::control::convergence_event::Event;
 use isthmus_proto::control::{ClientOutcome, ConvergenceEvent, Totals};
 use isthmus_proto::pb::google::protobuf;
+use isthmus_xds_core::TypeUrl;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::limits::{EVENTS_BUFFERED, FOLLOWABLE_COMMITS};
-use crate::convergence::{Answered, Outcome, Progress};
+use super::limits::{EVENTS_BUFFERED, FOLLOWABLE_AT_MOST, FOLLOWABLE_COMMITS, FOLLOWABLE_FOR};
+use crate::convergence::{Answered, Outcome, Progress, REFUSALS_KEPT, RefusedBy};
 use crate::plane::Plane;
 
 /// How often totals are told at most while answers come in.
@@ -23,25 +24,83 @@ const TOTALS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The answers to the last commits from their first on, each for who follows it first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Recent(Arc<Mutex<VecDeque<Kept>>>);
+pub(super) struct Recent(Arc<Mutex<Waiting>>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    // Oldest first.
+    kept: VecDeque<Kept>,
+    // Whether something will come and put away what nobody asked for.
+    is_swept: bool,
+}
 
 /// A generation, and the answers since before it.
-type Kept = (u64, broadcast::Receiver<Answered>);
+#[derive(Debug)]
+struct Kept {
+    generation: u64,
+    answers: broadcast::Receiver<Answered>,
+    since: Instant,
+}
 
 impl Recent {
-    /// Keeps what was listened to since before a commit.
-    pub(super) fn keep(&self, generation: u64, answers: broadcast::Receiver<Answered>) {
-        let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if recent.len() == FOLLOWABLE_COMMITS {
-            recent.pop_front();
+    /// Keeps what was listened to since before a commit, until nobody is likely to ask for it.
+    pub(super) fn keep(
+        &self,
+        plane: &Arc<Plane>,
+        generation: u64,
+        answers: broadcast::Receiver<Answered>,
+    ) {
+        let mut waiting = self.lock();
+        if waiting.kept.len() == FOLLOWABLE_COMMITS {
+            waiting.kept.pop_front();
         }
-        recent.push_back((generation, answers));
+        waiting.kept.push_back(Kept {
+            generation,
+            answers,
+            since: Instant::now(),
+        });
+        if !std::mem::replace(&mut waiting.is_swept, true) {
+            tokio::spawn(sweep(Arc::downgrade(&self.0), Arc::downgrade(plane)));
+        }
     }
 
     fn take(&self, generation: u64) -> Option<broadcast::Receiver<Answered>> {
-        let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = recent.iter().position(|(it, _)| *it == generation)?;
-        recent.remove(index).map(|(_, answers)| answers)
+        let mut waiting = self.lock();
+        let mut kept = waiting.kept.iter();
+        let index = kept.position(|it| it.generation == generation)?;
+        waiting.kept.remove(index).map(|it| it.answers)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    // As long as somebody listens, each answer is copied for them.
+    fn put_away(&mut self, now: Instant, is_done: impl Fn(u64) -> bool) {
+        self.kept.retain(|it| {
+            let age = now.saturating_duration_since(it.since);
+            age < FOLLOWABLE_FOR || (age < FOLLOWABLE_AT_MOST && !is_done(it.generation))
+        });
+    }
+}
+
+// Ends with what there is to put away, with the service, or with the plane.
+async fn sweep(waiting: Weak<Mutex<Waiting>>, plane: Weak<Plane>) {
+    loop {
+        tokio::time::sleep(FOLLOWABLE_FOR).await;
+        let (Some(waiting), Some(plane)) = (waiting.upgrade(), plane.upgrade()) else {
+            return;
+        };
+        let progress = |generation| plane.convergence.progress(generation);
+        let is_done = |generation| progress(generation).is_none_or(|it| it.pending == 0);
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.put_away(Instant::now(), is_done);
+        if waiting.kept.is_empty() {
+            waiting.is_swept = false;
+            return;
+        }
     }
 }
 
@@ -72,6 +131,8 @@ pub(super) fn follow(
         answers,
         progress,
         events,
+        skipped: 0,
+        told: Vec::new(),
     };
     tokio::spawn(async move {
         let _permit = permit;
@@ -92,6 +153,10 @@ struct Follower {
     answers: broadcast::Receiver<Answered>,
     progress: watch::Receiver<Progress>,
     events: mpsc::Sender<Result<ConvergenceEvent, Status>>,
+    // Answers that were lost, since the caller was slower than they came.
+    skipped: u64,
+    // Of the first refusals: the streams and types of those that were told.
+    told: Vec<(u64, TypeUrl)>,
 }
 
 /// The caller is not there any more.
@@ -100,20 +165,9 @@ struct Gone;
 impl Follower {
     async fn run(mut self, is_replayed: bool) -> Result<(), Gone> {
         let first = self.progress.borrow_and_update().clone();
-        self.tell(totals(&first)).await?;
+        self.tell(self.totals(&first)).await?;
         if !is_replayed {
-            for refused in &first.refused {
-                let outcome = ClientOutcome {
-                    stream: refused.stream,
-                    node_id: refused.node_id.to_string(),
-                    type_url: refused.type_url.to_string(),
-                    verdict: Verdict::Refused as i32,
-                    error: refused.message.to_string(),
-                    resources: refused.resources.iter().map(ToString::to_string).collect(),
-                    change_to_ack: None,
-                };
-                self.tell(Event::Client(outcome)).await?;
-            }
+            self.tell_refused(&first.refused).await?;
         }
         let mut told = Instant::now();
         let mut pending = first.pending;
@@ -121,7 +175,7 @@ impl Follower {
             tokio::select! {
                 answer = self.answers.recv() => match answer {
                     Ok(answer) => self.answer(answer).await?,
-                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Lagged(lost)) => self.make_up_for(lost).await?,
                     Err(RecvError::Closed) => break,
                 },
                 changed = self.progress.changed() => {
@@ -132,7 +186,7 @@ impl Follower {
                     pending = progress.pending;
                     if pending > 0 && told.elapsed() >= TOTALS_INTERVAL {
                         told = Instant::now();
-                        self.tell(totals(&progress)).await?;
+                        self.tell(self.totals(&progress)).await?;
                     }
                 }
             }
@@ -140,16 +194,60 @@ impl Follower {
         loop {
             match self.answers.try_recv() {
                 Ok(answer) => self.answer(answer).await?,
-                Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Lagged(lost)) => self.make_up_for(lost).await?,
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             }
         }
         let last = self.progress.borrow().clone();
-        self.tell(totals(&last)).await
+        self.tell(self.totals(&last)).await
     }
 
-    async fn answer(&self, answer: Answered) -> Result<(), Gone> {
-        if answer.generation != self.generation {
+    // Answers were lost: tells what is still known of them, which is the first refusals.
+    async fn make_up_for(&mut self, lost: u64) -> Result<(), Gone> {
+        self.skipped += lost;
+        let refused = self.progress.borrow().refused.clone();
+        self.tell_refused(&refused).await
+    }
+
+    async fn tell_refused(&mut self, refused: &[RefusedBy]) -> Result<(), Gone> {
+        for refused in refused {
+            let what = (refused.stream, TypeUrl::clone(&refused.type_url));
+            if self.told.contains(&what) {
+                continue;
+            }
+            self.told.push(what);
+            let outcome = ClientOutcome {
+                stream: refused.stream,
+                node_id: refused.node_id.to_string(),
+                type_url: refused.type_url.to_string(),
+                verdict: Verdict::Refused as i32,
+                error: refused.message.to_string(),
+                resources: refused.resources.iter().map(ToString::to_string).collect(),
+                change_to_ack: None,
+            };
+            self.tell(Event::Client(outcome)).await?;
+        }
+        Ok(())
+    }
+
+    // Whether a refusal was told when answers were lost, and comes now in its turn.
+    fn is_told(&mut self, answer: &Answered) -> bool {
+        let (Outcome::Refused(_), Some(type_url)) = (&answer.outcome, &answer.type_url) else {
+            return false;
+        };
+        let what = (answer.stream, TypeUrl::clone(type_url));
+        if self.told.contains(&what) {
+            return self.skipped > 0;
+        }
+        // Only the first are ever told out of turn.
+        if self.told.len() < REFUSALS_KEPT {
+            self.told.push(what);
+        }
+        false
+    }
+
+    async fn answer(&mut self, answer: Answered) -> Result<(), Gone> {
+        if answer.generation != self.generation || self.is_told(&answer) {
             return Ok(());
         }
         let (verdict, error) = match &answer.outcome {
@@ -187,17 +285,18 @@ impl Follower {
         let event = ConvergenceEvent { event: Some(event) };
         self.events.send(Ok(event)).await.map_err(|_| Gone)
     }
-}
 
-fn totals(progress: &Progress) -> Event {
-    Event::Totals(Totals {
-        generation: progress.generation,
-        clients: progress.needed,
-        accepted: progress.accepted,
-        refused: progress.refusals,
-        waiting: progress.pending,
-        is_converged: progress.is_converged,
-    })
+    fn totals(&self, progress: &Progress) -> Event {
+        Event::Totals(Totals {
+            generation: progress.generation,
+            clients: progress.needed,
+            accepted: progress.accepted,
+            refused: progress.refusals,
+            waiting: progress.pending,
+            is_converged: progress.is_converged,
+            skipped: self.skipped,
+        })
+    }
 }
 
 fn duration(duration: Duration) -> protobuf::Duration {
@@ -206,3 +305,6 @@ fn duration(duration: Duration) -> protobuf::Duration {
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! Bounds on what one call may ask, each with its reason. Callers are trusted with the fleet; these are against
 //! accidents.
 
+use std::time::Duration;
+
 /// Bytes of one request: that of the largest file of a configuration directory. 5,000 clusters take some 10 MB.
 pub const MAX_REQUEST_BYTES: usize = 64 << 20;
 
@@ -43,6 +45,13 @@ pub const MAX_WATCHES: usize = 64;
 /// Commits whose answers are kept from the first on, for who follows them: as many as a caller makes before it
 /// looks.
 pub const FOLLOWABLE_COMMITS: usize = 16;
+
+/// How long the answers to a commit are kept at least, for a caller that has only just learned its generation.
+pub const FOLLOWABLE_FOR: Duration = Duration::from_mins(1);
+
+/// How long they are kept at most, though some client has not answered: as long as they are, each answer of the
+/// fleet costs an allocation.
+pub const FOLLOWABLE_AT_MOST: Duration = Duration::from_mins(10);
 
 /// Events that wait for a caller; what comes meanwhile waits in the plane.
 pub const EVENTS_BUFFERED: usize = 64;
