@@ -291,6 +291,41 @@ impl Generation {
             .map(|(name, sheet)| (name, &sheet.stored))
     }
 
+    /// This generation with some documents as `newest` has them: those of these names, and all of a
+    /// source, if one is given.
+    pub(crate) fn following<'a>(
+        &self,
+        newest: &Self,
+        source: Option<Source>,
+        names: impl Iterator<Item = &'a Name>,
+    ) -> Self {
+        let mut documents = self.documents.clone();
+        if source.is_some() {
+            let is_of = |it: &Sheet| Some(it.stored.source()) == source;
+            for (name, _) in self.documents.iter().filter(|(_, it)| is_of(it)) {
+                documents.remove_mut(name);
+            }
+            for (name, sheet) in newest.documents.iter().filter(|(_, it)| is_of(it)) {
+                documents.insert_mut(Name::clone(name), sheet.clone());
+            }
+        }
+        for name in names {
+            match newest.documents.get(name) {
+                Some(sheet) => documents.insert_mut(Name::clone(name), sheet.clone()),
+                None => {
+                    documents.remove_mut(name);
+                }
+            }
+        }
+        Self {
+            number: self.number,
+            at: self.at,
+            cause: self.cause.clone(),
+            counts: self.counts.clone(),
+            documents,
+        }
+    }
+
     /// Where all its resources come from.
     pub fn provenance(&self) -> Provenance {
         let mut provenance = Provenance::default();

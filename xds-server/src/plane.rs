@@ -31,7 +31,7 @@ use crate::scope::Scope;
 
 use self::aside::{Accepted, apart_of};
 
-pub use self::rollback::{Pin, RollbackError};
+pub use self::rollback::{Pin, RollbackError, UnfollowedError};
 
 /// Scopes without clients of which it is remembered what was accepted.
 const SCOPES_REMEMBERED: usize = 4096;
@@ -129,7 +129,7 @@ impl Plane {
     }
 
     /// Does what [`Plane::commit`] does, and takes note of where the resources come from. A commit of
-    /// the configuration directory ends a rollback that is in force.
+    /// the configuration directory ends a rollback that holds it.
     ///
     /// # Errors
     ///
@@ -156,9 +156,21 @@ impl Plane {
         origins: &Origins<'_>,
         check: impl FnOnce(&Catalog, &Staged) -> Result<T, E>,
     ) -> Result<(Published, T), E> {
+        self.commit_if(commit, origins, |_| Ok(()), check)
+    }
+
+    // Does that if `is_wanted` agrees with what is in force.
+    fn commit_if<T, E: From<CommitError>>(
+        &self,
+        commit: Commit,
+        origins: &Origins<'_>,
+        is_wanted: impl FnOnce(&State) -> Result<(), E>,
+        check: impl FnOnce(&Catalog, &Staged) -> Result<T, E>,
+    ) -> Result<(Published, T), E> {
         let (at, before) = (Instant::now(), Counts::of_thread());
         let source = commit.source;
         let mut state = self.lock();
+        is_wanted(&state)?;
         let State {
             catalog,
             scopes,
@@ -192,7 +204,7 @@ impl Plane {
             caller: origins.caller(),
         };
         state.record(&published, cause, origins);
-        state.follow(source);
+        state.follow(source, &published);
         self.announce(state, &published, at);
         self.metrics.change_cost.observe_since(before);
         Ok((published, checked))

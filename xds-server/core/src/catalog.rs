@@ -84,6 +84,14 @@ impl Catalog {
         Ok(self.apply(staged))
     }
 
+    /// Whether [`Catalog::restore`] would change nothing.
+    pub fn is_whole<'a>(
+        &self,
+        documents: impl IntoIterator<Item = (&'a Name, &'a Arc<StoredDocument>)>,
+    ) -> bool {
+        commit::stage_whole(self, documents).is_ok_and(|staged| staged.documents.is_empty())
+    }
+
     /// Finds out what a commit will change. Nothing is in force until it is given to
     /// [`Catalog::apply`], with no other commit in between.
     ///

@@ -41,7 +41,11 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
     });
     Json(json!({
         "generations": rows.collect::<Vec<_>>(),
-        "rollback": pin.map(|pin| json!({ "to": pin.to, "generation": pin.generation })),
+        "rollback": pin.map(|pin| json!({
+            "to": pin.to,
+            "generation": pin.generation,
+            "isDirectoryHeld": pin.is_directory_held,
+        })),
     }))
 }
 

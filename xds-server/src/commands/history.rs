@@ -68,9 +68,11 @@ struct Listed {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Pinned {
     to: u64,
     generation: u64,
+    is_directory_held: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -168,10 +170,14 @@ fn list(out: &mut dyn Write, listed: &Listed) -> io::Result<()> {
     let titles = ["GENERATION", "AGE", "SOURCE", "CHANGES", "STATE"];
     table::write(out, titles, &rows.collect::<Vec<_>>())?;
     if let Some(pin) = pinned {
+        let until = if pin.is_directory_held {
+            "until the configuration directory says something new, or"
+        } else {
+            "but for those that were changed since and those of the configuration directory,"
+        };
         writeln!(
             out,
-            "\nThe documents of generation {} are in force until the configuration directory says something new, \
-             or until isthmus-xds rollback --release.",
+            "\nThe documents of generation {} are in force {until} until isthmus-xds rollback --release.",
             pin.to
         )?;
     }

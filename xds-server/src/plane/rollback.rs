@@ -1,28 +1,40 @@
 //! An earlier generation in force again, as a generation of its own, and the way back.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use isthmus_xds_core::Name;
-use isthmus_xds_core::catalog::{CommitError, Published, Source, StoredDocument};
+use isthmus_xds_core::catalog::{Catalog, CommitError, Published, Source, Staged, StoredDocument};
+use isthmus_xds_core::{Commit, Name};
 
 use super::{Plane, State};
 use crate::history::{Cause, GENERATIONS, Generation};
 use crate::provenance::{Origins, Provenance};
 
-/// A rollback that is in force. It ends when the configuration directory says something else than
-/// it said when the rollback came, or when it is released.
+/// A rollback that is in force. When the configuration directory says something else than it said
+/// when the rollback came, the directory is followed again; the rollback ends with that unless it
+/// displaced documents of other sources, or when it is released.
 #[derive(Clone, Debug)]
 pub struct Pin {
     /// The generation that was put in force again.
     pub to: u64,
     /// The generation that the rollback made.
     pub generation: u64,
-    // What was in force before the first of the rollbacks that are in force.
+    /// Whether the configuration directory is not followed.
+    pub is_directory_held: bool,
+    // What was in force before the first of the rollbacks that are in force, with the documents that
+    // were changed since as they are now.
     displaced: Arc<Generation>,
-    // Sources that changed their documents since.
-    spoken: BTreeSet<Source>,
+}
+
+/// Why what the configuration directory said all along is not put in force. Nothing changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum UnfollowedError {
+    /// It cannot be.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// A rollback is from just that.
+    #[error("the rollback to generation {} holds the configuration directory", .0.to)]
+    Held(Pin),
 }
 
 /// Why a rollback, or its end, is refused. Nothing changed then.
@@ -43,12 +55,20 @@ pub enum RollbackError {
 }
 
 impl State {
-    // A source changed its documents: the directory's are what a rollback is from.
-    pub(super) fn follow(&mut self, source: Source) {
-        if source == Source::CONFIG_DIR {
-            self.pin = None;
-        } else if let Some(pin) = &mut self.pin {
-            pin.spoken.insert(source);
+    // A source changed its documents: what it displaced of them with that is not given back. The
+    // directory says all of its documents at once.
+    pub(super) fn follow(&mut self, source: Source, published: &Published) {
+        let (Some(pin), Some(newest)) = (&mut self.pin, self.history.newest()) else {
+            return;
+        };
+        let directory = (source == Source::CONFIG_DIR).then_some(source);
+        let changed = published.documents.iter();
+        pin.displaced = Arc::new(pin.displaced.following(newest, directory, changed));
+        if directory.is_some() {
+            pin.is_directory_held = false;
+            if self.catalog.is_whole(pin.displaced.documents()) {
+                self.pin = None;
+            }
         }
     }
 
@@ -91,16 +111,16 @@ impl Plane {
         state.pin = Some(Pin {
             to,
             generation,
+            is_directory_held: true,
             displaced,
-            spoken: BTreeSet::new(),
         });
         self.metrics.count_rollback();
         self.announce(state, &published, at);
         Ok(generation)
     }
 
-    /// Ends a rollback: puts in force again what it displaced, as a generation of its own. What a
-    /// source changed since stays.
+    /// Ends a rollback: puts in force again what it displaced, as a generation of its own. Documents
+    /// that a source changed since stay.
     ///
     /// # Errors
     ///
@@ -109,15 +129,32 @@ impl Plane {
         let at = Instant::now();
         let mut state = self.lock();
         let pin = state.pin.clone().ok_or(RollbackError::NotPinned)?;
-        let has_spoken = |it: &StoredDocument| pin.spoken.contains(&it.source());
-        let current = Arc::clone(state.history.newest().ok_or(RollbackError::NotPinned)?);
-        let kept = current.documents().filter(|(_, it)| has_spoken(it));
-        let back = pin.displaced.documents().filter(|(_, it)| !has_spoken(it));
         let provenance = pin.displaced.provenance();
-        let published = state.restore(kept.chain(back), Cause::Release, &provenance)?;
+        let back = pin.displaced.documents();
+        let published = state.restore(back, Cause::Release, &provenance)?;
         state.pin = None;
         self.announce(state, &published, at);
         Ok(published.generation)
+    }
+
+    /// Commits what the configuration directory said before a rollback and says again, unless a
+    /// rollback holds the directory at that moment.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`UnfollowedError`] if it does, or if the commit cannot be.
+    pub fn commit_unless_held(
+        &self,
+        commit: Commit,
+        origins: &Origins<'_>,
+    ) -> Result<Published, UnfollowedError> {
+        let is_free = |state: &State| match &state.pin {
+            Some(pin) if pin.is_directory_held => Err(UnfollowedError::Held(pin.clone())),
+            Some(_) | None => Ok(()),
+        };
+        let unchecked = |_: &Catalog, _: &Staged| Ok(());
+        self.commit_if(commit, origins, is_free, unchecked)
+            .map(|(published, ())| published)
     }
 
     /// The rollback that is in force, if one is.
@@ -125,3 +162,6 @@ impl Plane {
         self.lock().pin.clone()
     }
 }
+
+#[cfg(test)]
+mod tests;
