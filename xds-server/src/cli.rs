@@ -119,6 +119,16 @@ pub struct Cli {
     #[arg(long, value_name = "NUMBER", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub max_stream_opens_per_second: u32,
 
+    /// Clients of a scope that are given a change first; the others get it when those accepted it, and
+    /// all keep what they had when one refuses it. Endpoints and secrets never wait. 0: to all at once.
+    #[arg(long, value_name = "CLIENTS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000))]
+    pub canary: u32,
+
+    /// Seconds that --canary clients may leave a change unanswered. After that it goes to all the same,
+    /// with a warning: who is silent has not refused it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub canary_timeout: u32,
+
     /// Identity that may read the status of every client over CSDS: a SPIFFE ID, exact or ending in
     /// /*, or uid:NUMBER. May be given again. Other identities see their own streams.
     #[arg(long = "status-reader", value_name = "IDENTITY")]

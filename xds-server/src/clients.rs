@@ -20,6 +20,7 @@ use isthmus_xds_core::{
 };
 use prost::Message;
 
+use crate::canary::flows;
 use crate::convergence::{Answerer, Convergence, Rest};
 use crate::interest::Slot;
 use crate::plane::Plane;
@@ -39,7 +40,7 @@ pub struct Client {
     pub peer: ConnectedPeer,
     /// Which protocol the stream speaks.
     pub variant: Variant,
-    id: u64,
+    pub(crate) id: u64,
     pub(crate) slot: Slot,
     pub(crate) bell: Bell,
     node: Bytes,
@@ -99,6 +100,27 @@ impl Client {
     /// Whether it accepted a version of a resource.
     pub(crate) fn has_accepted(&self, type_url: &TypeUrl, name: &Name, version: Version) -> bool {
         self.lock().stream.has_accepted(type_url, name, version)
+    }
+
+    /// Whether it is to have something older than the newest, since that is tried or was refused.
+    pub(crate) fn is_held_back(&self) -> bool {
+        let (_, standing) = self.lock().scope.view_for(self.id);
+        matches!(standing, Standing::Held(_))
+    }
+
+    /// If a change is tried on it: its scope, and the commit up to which it has accepted all that may
+    /// be on trial.
+    pub(crate) fn accepted_as_canary(&self) -> Option<(ScopeKey, u64)> {
+        let live = self.lock();
+        if self.bell.has_change() || !live.scope.is_canary(self.id) {
+            return None;
+        }
+        let tried = live
+            .stream
+            .answered_through()
+            .filter(|(url, _)| !flows(url));
+        let through = tried.map(|(_, through)| through).min()?;
+        Some((live.scope.key().clone(), through))
     }
 
     /// Applies a request to the newest view. The index knows what it asked for when this returns.
@@ -181,10 +203,14 @@ impl Client {
         let newest = live.stream.view().generation();
         // A scope that a client came to may have had its last change long before that.
         let known = newest.max(live.placed_at);
+        let standing = live.standing;
         let through = live.stream.answered_through();
         let through = through.map(|(url, through)| {
             let through = if through == newest { known } else { through };
-            (url, through)
+            match standing {
+                Standing::Held(passed) if !flows(url) => (url, through.min(passed)),
+                Standing::Held(_) | Standing::Apart | Standing::Newest => (url, through),
+            }
         });
         if convergence.answered(who, through, live.rest(), now) == Rest::Quiet {
             live.answered = owed;
@@ -285,10 +311,10 @@ impl Live {
         let Some(unconcerned) = bell.take_change() else {
             return;
         };
-        // A stream that subscribed meanwhile is at a newer view already, and one that is apart never
-        // held what is in the newest.
-        let is_apart = self.standing == Standing::Apart;
-        if !is_apart && unconcerned.generation() > self.stream.view().generation() {
+        // A stream that subscribed meanwhile is at a newer view already, and one that is apart, or from
+        // which something is held, never had what is in the newest.
+        let is_newest = self.standing == Standing::Newest;
+        if is_newest && unconcerned.generation() > self.stream.view().generation() {
             self.stream.skip_to(unconcerned);
         }
         self.move_on(id, now);
@@ -394,6 +420,7 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         self.client.leave(&self.plane.convergence);
+        self.plane.note_canary_left(self.client.id, None);
         let mut roll = self.plane.clients.lock();
         roll.by_id.remove(&self.client.id);
         roll.vacant.push(self.client.slot);

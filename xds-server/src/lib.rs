@@ -52,6 +52,7 @@
 pub mod admin;
 mod admission;
 pub mod api;
+mod canary;
 pub mod cli;
 pub mod clients;
 pub mod commands;

@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
+use crate::canary::Outcome;
 use crate::heap::{ChangeCost, HeapState};
 
 mod changes;
@@ -39,7 +40,8 @@ pub struct Metrics {
     pub(crate) change_cost: ChangeCost,
     /// How long changes take, and what they send.
     pub(crate) changes: ChangeMetrics,
-    openings: Family<OpeningLabel, Counter>,
+    openings: Family<OutcomeLabel, Counter>,
+    trials: Family<OutcomeLabel, Counter>,
     wakes: Counter,
     interest_entries: Gauge,
 }
@@ -82,7 +84,7 @@ struct ReasonLabel {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct OpeningLabel {
+struct OutcomeLabel {
     outcome: &'static str,
 }
 
@@ -154,6 +156,12 @@ impl Metrics {
                 r,
                 "xds_stream_openings",
                 "Streams that asked to be let in, by how long that took",
+                Family::default(),
+            ),
+            trials: add(
+                r,
+                "xds_canary_trials",
+                "Changes that were tried on some clients of a scope first, by what came of it",
                 Family::default(),
             ),
             streams_refused: add(
@@ -255,7 +263,16 @@ impl Metrics {
     }
 
     pub(crate) fn count_opening(&self, outcome: &'static str) {
-        self.openings.get_or_create(&OpeningLabel { outcome }).inc();
+        self.openings.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    pub(crate) fn count_trial(&self, outcome: Outcome) {
+        let outcome = match outcome {
+            Outcome::Passed => "passed",
+            Outcome::Refused => "refused",
+            Outcome::Unanswered => "timed_out",
+        };
+        self.trials.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
     pub(crate) fn count_wakes(&self, streams: usize) {

@@ -6,6 +6,7 @@
 mod aside;
 mod refusals;
 mod rollback;
+mod trials;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use isthmus_api::envoy_resources::NodeView;
 use isthmus_heap::Counts;
 use isthmus_xds_core::catalog::{Operation, Published, Staged, StoredDocument};
 use isthmus_xds_core::{Catalog, Commit, CommitError, Document, Name, ScopeKey, Source, View};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::admission::Admission;
 use crate::clients::{Client, Clients};
@@ -30,6 +31,7 @@ use crate::quarantine::Quarantine;
 use crate::scope::Scope;
 
 use self::aside::{Accepted, apart_of};
+use self::trials::Trials;
 
 pub use self::rollback::{Pin, RollbackError, UnfollowedError};
 
@@ -46,6 +48,9 @@ pub struct Plane {
     last_stream: AtomicU64,
     // Whether an acceptance may matter: read for each one.
     has_quarantine: AtomicBool,
+    // Whether an answer may end a trial: read for each turn of a stream.
+    has_trials: AtomicBool,
+    trials_begun: Notify,
     /// The streams that are open.
     pub clients: Clients,
     pub(crate) admission: Admission,
@@ -68,6 +73,7 @@ struct State {
     quarantine: Quarantine,
     // Of scopes that have no clients: by type, the newest generation that one accepted.
     accepted: Accepted,
+    trials: Trials,
     pin: Option<Pin>,
 }
 
@@ -90,6 +96,8 @@ impl Plane {
             is_ready: watch::Sender::new(false),
             last_stream: AtomicU64::new(0),
             has_quarantine: AtomicBool::new(false),
+            has_trials: AtomicBool::new(false),
+            trials_begun: Notify::new(),
             clients: Clients::default(),
             admission: Admission::default(),
             convergence: Convergence::new(metrics.changes.clone()),
@@ -175,6 +183,7 @@ impl Plane {
             catalog,
             scopes,
             accepted,
+            trials,
             ..
         } = &mut *state;
         let is_patch = |it: &Operation| matches!(it, Operation::Patch { .. });
@@ -194,6 +203,7 @@ impl Plane {
                 accepted.pop_first();
             }
             catalog.retain_scopes(|key| scopes.contains_key(key));
+            trials.retain(|key| scopes.contains_key(key));
         }
         let staged = catalog.stage(commit)?;
         let checked = check(catalog, &staged)?;
@@ -239,6 +249,7 @@ impl Plane {
             history,
             quarantine,
             accepted,
+            trials,
             ..
         } = &mut *state;
         let generation = published.generation;
@@ -254,11 +265,22 @@ impl Plane {
         for change in &published.changed {
             if let Some(scope) = scopes.get(&change.scope) {
                 let view = catalog.view(&change.scope);
-                let apart = apart_of(quarantine, history, accepted, scope, &view);
                 let (resources, convergence) = (&change.resources, &self.convergence);
-                let announced = scope.announce(view, resources, apart, convergence);
+                let held = trials.commit(scope, &view, resources, at);
+                let most = held.as_ref().map_or(&view, |it| &it.view);
+                let apart = apart_of(quarantine, history, accepted, scope, most);
+                // Before anybody can answer.
+                if held.is_some() {
+                    self.has_trials.store(true, Ordering::Release);
+                }
+                let announced = scope.announce(view, resources, apart, held, convergence);
                 self.metrics.count_wakes(announced.woken);
             }
+        }
+        let is_any_open = trials.is_any_open();
+        self.has_trials.store(is_any_open, Ordering::Release);
+        if is_any_open {
+            self.trials_begun.notify_one();
         }
         if published.are_scopes_moved {
             self.moves.fetch_add(1, Ordering::SeqCst);
@@ -311,6 +333,7 @@ impl Plane {
             let moves = self.moves.load(Ordering::SeqCst);
             let (scope, generation) = self.scope_at(node);
             client.move_to(&scope, generation, &self.convergence, now);
+            self.note_canary_left(client.id, Some(scope.key()));
             if self.moves.load(Ordering::SeqCst) == moves {
                 return;
             }

@@ -9,7 +9,7 @@
 //! Locks are taken in this order: a client's, the plane's, the members' of a scope. The one
 //! place that goes the other way (`bring_along`) tries and does not wait.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::task::Context;
@@ -20,6 +20,7 @@ use isthmus_xds_core::stream::Amended;
 use isthmus_xds_core::{ScopeKey, Stream, TypeUrl, View};
 use roaring::RoaringBitmap;
 
+use crate::canary::Candidate;
 use crate::clients::Client;
 use crate::convergence::Convergence;
 use crate::interest::{InterestIndex, Slot};
@@ -53,6 +54,20 @@ struct Members {
 struct Offer {
     newest: Arc<View>,
     apart: Option<Apart>,
+    held: Option<Held>,
+}
+
+/// What most streams have while the newest view is tried on a few, or was refused by those.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// What all but the canaries should have.
+    pub(crate) view: Arc<View>,
+    /// Streams that should have the newest view.
+    pub(crate) canaries: BTreeSet<u64>,
+    /// The last commit of which all have all.
+    pub(crate) passed: u64,
+    /// Where it is not the newest view.
+    pub(crate) changes: Vec<ResourceChange>,
 }
 
 /// What newcomers should have while something in the newest view is in quarantine.
@@ -71,6 +86,8 @@ pub(crate) struct Apart {
 pub(crate) enum Standing {
     /// It is a newcomer while something is in quarantine.
     Apart,
+    /// What is newer than this commit is held back from it, but for endpoints and secrets.
+    Held(u64),
     /// It has the newest view.
     Newest,
 }
@@ -89,6 +106,7 @@ impl Scope {
             offer: RwLock::new(Offer {
                 newest: view,
                 apart: None,
+                held: None,
             }),
             members: Mutex::default(),
         }
@@ -106,12 +124,43 @@ impl Scope {
     /// The view that a stream should have, and whether that is another than the newest.
     pub(crate) fn view_for(&self, stream: u64) -> (Arc<View>, Standing) {
         let offer = self.read_offer();
-        match &offer.apart {
-            Some(apart) if stream > apart.after_stream => {
-                (Arc::clone(&apart.view), Standing::Apart)
+        let held = offer.held.as_ref();
+        let held = held.filter(|it| !it.canaries.contains(&stream));
+        let is_canary = held.is_none() && offer.held.is_some();
+        match (&offer.apart, held) {
+            // It differs from what is held, if anything is.
+            (Some(apart), _) if stream > apart.after_stream && !is_canary => {
+                let standing = held.map_or(Standing::Apart, |it| Standing::Held(it.passed));
+                (Arc::clone(&apart.view), standing)
             }
-            Some(_) | None => (Arc::clone(&offer.newest), Standing::Newest),
+            (_, Some(held)) => (Arc::clone(&held.view), Standing::Held(held.passed)),
+            (_, None) => (Arc::clone(&offer.newest), Standing::Newest),
         }
+    }
+
+    /// What streams have that are neither canaries nor newcomers.
+    pub(crate) fn view_of_most(&self) -> Arc<View> {
+        Arc::clone(self.read_offer().of_most())
+    }
+
+    /// Whether a stream is given the newest view before the others.
+    pub(crate) fn is_canary(&self, stream: u64) -> bool {
+        let offer = self.read_offer();
+        let held = offer.held.as_ref();
+        held.is_some_and(|it| it.canaries.contains(&stream))
+    }
+
+    /// The streams that want any of some resources.
+    pub(crate) fn wanting(&self, changes: &[ResourceChange]) -> Vec<Candidate> {
+        let members = self.lock();
+        let slots = union(members.index.wanting(changes).values());
+        let clients = slots.iter().filter_map(|slot| members.clients.get(&slot));
+        clients
+            .map(|client| Candidate {
+                node_id: Arc::clone(&client.node_id),
+                stream: client.id,
+            })
+            .collect()
     }
 
     /// The newest generation of each type that a client accepted which is gone.
@@ -124,18 +173,26 @@ impl Scope {
     pub(crate) fn set_apart(&self, apart: Option<Apart>) -> usize {
         let members = self.lock();
         let newest = self.view();
-        let changes = self.replace_apart(apart);
+        let mut offer = self.offer.write().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = offer.differing();
+        offer.apart = apart;
+        changes.extend(offer.differing());
+        drop(offer);
         members.ring(&union(members.index.wanting(&changes).values()), &newest)
     }
 
-    // Returns what the streams that are apart may lack, or have too much.
-    fn replace_apart(&self, apart: Option<Apart>) -> Vec<ResourceChange> {
-        let mut changes = Vec::new();
-        changes.extend(apart.iter().flat_map(|it| it.changes.iter().cloned()));
+    /// Has newcomers, and all but the canaries, get something else than the newest view, or that
+    /// again, and wakes those for whom it makes a difference.
+    pub(crate) fn set_offer(&self, apart: Option<Apart>, held: Option<Held>) -> usize {
+        let members = self.lock();
+        let newest = self.view();
         let mut offer = self.offer.write().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut offer.apart, apart);
-        changes.extend(before.into_iter().flat_map(|it| it.changes));
-        changes
+        let mut changes = offer.differing();
+        offer.apart = apart;
+        offer.held = held;
+        changes.extend(offer.differing());
+        drop(offer);
+        members.ring(&union(members.index.wanting(&changes).values()), &newest)
     }
 
     fn read_offer(&self) -> RwLockReadGuard<'_, Offer> {
@@ -148,6 +205,7 @@ impl Scope {
         view: Arc<View>,
         changes: &[ResourceChange],
         apart: Option<Apart>,
+        held: Option<Held>,
         convergence: &Convergence,
     ) -> Announced {
         let mut members = self.lock();
@@ -164,19 +222,14 @@ impl Scope {
         // Nobody may see the one without the other.
         let mut offer = self.offer.write().unwrap_or_else(PoisonError::into_inner);
         let previous = std::mem::replace(&mut offer.newest, view);
-        let before = std::mem::replace(&mut offer.apart, apart);
-        // Those apart are woken by what changes for all, and by what is given instead if it does.
-        let had = before.as_ref().map_or(&previous, |it| &it.view);
-        let has = offer.apart.as_ref().map_or(&offer.newest, |it| &it.view);
-        let version_in = |view: &View, it: &ResourceChange| {
-            let set = view.type_set(&it.type_url)?;
-            set.resource(&it.name).map(|it| it.version())
+        let before = Offer {
+            newest: Arc::clone(&previous),
+            apart: std::mem::replace(&mut offer.apart, apart),
+            held: std::mem::replace(&mut offer.held, held),
         };
-        let substituted = before.iter().chain(&offer.apart);
-        let differing: Vec<ResourceChange> = substituted
-            .flat_map(|it| it.changes.iter().cloned())
-            .filter(|it| version_in(had, it) != version_in(has, it))
-            .collect();
+        // Those that do not have the newest are woken by what changes for all, and by what is given
+        // instead if it does.
+        let differing = before.changes_to(&offer);
         drop(offer);
         let mut woken = members.ring(&concerned, &previous);
         if !differing.is_empty() {
@@ -258,6 +311,46 @@ impl Scope {
     // A panic while the lock was held can leave a stream unrung; the others must go on.
     fn lock(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Offer {
+    // What streams have that are neither canaries nor newcomers.
+    fn of_most(&self) -> &Arc<View> {
+        self.held.as_ref().map_or(&self.newest, |it| &it.view)
+    }
+
+    // What changes for streams that do not have the newest, other than what changes in that.
+    fn changes_to(&self, next: &Self) -> Vec<ResourceChange> {
+        let version_in = |view: &View, it: &ResourceChange| {
+            let set = view.type_set(&it.type_url)?;
+            set.resource(&it.name).map(|it| it.version())
+        };
+        let apart_in = |offer: &Self| {
+            let apart = offer.apart.as_ref().map(|it| Arc::clone(&it.view));
+            apart.unwrap_or_else(|| Arc::clone(offer.of_most()))
+        };
+        let (had, has) = (apart_in(self), apart_in(next));
+        let apart = self.apart.iter().chain(&next.apart);
+        let apart = apart
+            .flat_map(|it| &it.changes)
+            .filter(|it| version_in(&had, it) != version_in(&has, it));
+        let canaries = |offer: &Self| offer.held.as_ref().map(|it| it.canaries.clone());
+        // A canary more moves to the newest, whatever changes.
+        let are_others = canaries(self) != canaries(next);
+        let (had, has) = (self.of_most(), next.of_most());
+        let held = self.held.iter().chain(&next.held);
+        let held = held
+            .flat_map(|it| &it.changes)
+            .filter(|it| are_others || version_in(had, it) != version_in(has, it));
+        apart.chain(held).cloned().collect()
+    }
+
+    // Where some streams should not have what is in the newest view.
+    fn differing(&self) -> Vec<ResourceChange> {
+        let apart = self.apart.iter().flat_map(|it| &it.changes);
+        let held = self.held.iter().flat_map(|it| &it.changes);
+        apart.chain(held).cloned().collect()
     }
 }
 

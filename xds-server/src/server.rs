@@ -86,6 +86,8 @@ impl Server {
         ];
         let plane = Plane::awaiting(sources.into_iter().flatten());
         plane.limit_stream_openings(cli.max_stream_opens_per_second);
+        let patience = Duration::from_secs(cli.canary_timeout.into());
+        plane.try_on_canaries(cli.canary as usize, patience);
         Ok(Self {
             xds,
             api,
@@ -158,6 +160,8 @@ impl Server {
                 stopped.clone(),
             ))
         });
+        let tried = Arc::clone(&plane);
+        let trials = tokio::spawn(async move { tried.watch_trials().await });
         let admin_server = tokio::spawn(serve_admin(
             self.admin,
             admin::router(Arc::clone(&plane), self.changes),
@@ -186,7 +190,7 @@ impl Server {
                 }
             }
         }
-        for task in [source, api_server, Some(admin_server)]
+        for task in [source, api_server, Some(admin_server), Some(trials)]
             .into_iter()
             .flatten()
         {

@@ -2,6 +2,8 @@
 //! what newcomers get meanwhile. Over real sockets, by the commands that people use.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "bad_push/canary.rs"]
+mod canary;
 #[path = "bad_push/history.rs"]
 mod history;
 #[path = "bad_push/nacks.rs"]

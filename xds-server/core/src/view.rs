@@ -74,6 +74,16 @@ impl View {
         Self::of(self.generation, types)
     }
 
+    /// The same commit with the sets of `other` for all types that `is_theirs` picks.
+    #[must_use]
+    pub fn with_types_of(&self, other: &View, is_theirs: impl Fn(&str) -> bool) -> Self {
+        let mine = self.types.iter().filter(|(url, _)| !is_theirs(url));
+        let theirs = other.types.iter().filter(|(url, _)| is_theirs(url));
+        let sets = mine.chain(theirs);
+        let types = sets.map(|(url, set)| (TypeUrl::clone(url), Arc::clone(set)));
+        Self::of(self.generation, types.collect())
+    }
+
     fn of(generation: u64, types: BTreeMap<TypeUrl, Arc<TypeSet>>) -> Self {
         let mut known = [const { None }; KNOWN_TYPES];
         for (type_url, set) in &types {

@@ -52,8 +52,9 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
 // Streams that have all that they should have and accepted it, of all streams.
 fn convergence(plane: &Plane) -> (usize, usize) {
     let clients = plane.clients.list();
-    let types = clients.iter().map(|(_, client)| client.types());
-    let converged = types.filter(|types| types.iter().all(|it| it.is_settled));
+    let converged = clients.iter().filter(|(_, client)| {
+        !client.is_held_back() && client.types().iter().all(|it| it.is_settled)
+    });
     (converged.count(), clients.len())
 }
 

@@ -205,6 +205,7 @@ impl Session {
                 break;
             }
         }
+        self.plane.note_canary(self.id, client);
         Poll::Pending
     }
 

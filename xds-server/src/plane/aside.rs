@@ -126,7 +126,7 @@ impl Plane {
         let has_quarantine = !state.quarantine.is_empty();
         self.has_quarantine.store(has_quarantine, Ordering::Release);
         for scope in state.scopes.values() {
-            let view = scope.view();
+            let view = scope.view_of_most();
             let apart = apart_of(
                 &state.quarantine,
                 &state.history,

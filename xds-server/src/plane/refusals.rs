@@ -38,6 +38,7 @@ impl Plane {
             culprits = written.collect::<Vec<_>>().join(", "),
             "the client refused its configuration and keeps what it had"
         );
+        self.note_canary_refusal(stream, &scope, type_url, refusal);
         self.lock().nacks.record(Nack {
             at: SystemTime::now(),
             node_id: Arc::clone(&client.node_id),

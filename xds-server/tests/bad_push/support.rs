@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
@@ -11,6 +12,7 @@ use isthmus_proto::pb::envoy::service::discovery::v3::aggregated_discovery_servi
 use isthmus_proto::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
 };
+use isthmus_xds::Plane;
 use isthmus_xds::cli::Cli;
 use isthmus_xds::server::Server;
 use isthmus_xds_core::type_rules::CLUSTER;
@@ -27,6 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Running {
     dir: TempDir,
+    pub(crate) plane: Arc<Plane>,
     xds: SocketAddr,
     admin: SocketAddr,
     _stop: oneshot::Sender<()>,
@@ -60,6 +63,7 @@ impl Running {
         let args = args.iter().chain(&config_dir).chain(more_args);
         let server = Server::bind(&Cli::parse_from(args)).await.unwrap();
         let (xds, admin) = (server.xds_addr().unwrap(), server.admin_addr().unwrap());
+        let plane = server.plane();
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(async move {
             let stop = async { stopped.await.unwrap_or(()) };
@@ -67,6 +71,7 @@ impl Running {
         });
         let running = Self {
             dir,
+            plane,
             xds,
             admin,
             _stop: stop,
@@ -92,6 +97,14 @@ impl Running {
     pub(crate) async fn wait_for_generation(&self, generation: u64) {
         let wanted = format!("isthmus_config_generation {generation}\n");
         self.wait_for("/metrics", |it| it.contains(&wanted)).await;
+    }
+
+    /// Waits until so many clients have accepted a generation.
+    pub(crate) async fn wait_for_accepted(&self, generation: u64, clients: u64) {
+        let mut progress = self.plane.convergence.watch(generation).unwrap();
+        let reached = progress.wait_for(|it| it.accepted == clients);
+        let reached = tokio::time::timeout(PATIENCE, reached).await;
+        reached.expect("they accept it").unwrap();
     }
 
     pub(crate) async fn get(&self, path: &str) -> String {
@@ -170,6 +183,10 @@ impl Client {
         }
     }
 
+    pub(crate) async fn send(&self, request: DeltaDiscoveryRequest) {
+        self.requests.send(request).await.unwrap();
+    }
+
     pub(crate) async fn next(&mut self) -> DeltaDiscoveryResponse {
         let next = tokio::time::timeout(PATIENCE, self.responses.message());
         let response = next.await.expect("a response comes").unwrap();
@@ -195,7 +212,7 @@ impl Client {
             }),
             ..DeltaDiscoveryRequest::default()
         };
-        self.requests.send(request).await.unwrap();
+        self.send(request).await;
     }
 
     /// Receives a response and accepts it; returns the names in it.
