@@ -1,5 +1,6 @@
 //! The admin endpoint: health, metrics and what is in force, for people and their tools.
 
+mod answers;
 mod changes;
 mod history;
 mod load;
@@ -7,7 +8,6 @@ mod nacks;
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
@@ -25,6 +25,7 @@ use crate::plane::Plane;
 use crate::provenance::ResourceKey;
 use crate::redact;
 
+use self::answers::Answers;
 pub use self::changes::{CHANGE_HEADER, Changes};
 
 const INDEX: &str = "isthmus-xds admin\n\n\
@@ -42,6 +43,7 @@ const INDEX: &str = "isthmus-xds admin\n\n\
 struct Admin {
     plane: Arc<Plane>,
     changes: Changes,
+    answers: Answers,
 }
 
 /// Serves the admin endpoint of a plane.
@@ -58,7 +60,11 @@ pub fn router(plane: Arc<Plane>, changes: Changes) -> Router {
         .route("/nacks", get(nacks::list))
         .route("/rollback", post(history::rollback))
         .route("/rollback/release", post(history::release))
-        .with_state(Admin { plane, changes })
+        .with_state(Admin {
+            plane,
+            changes,
+            answers: Answers::default(),
+        })
 }
 
 async fn readyz(State(Admin { plane, .. }): State<Admin>) -> (StatusCode, &'static str) {
@@ -100,9 +106,13 @@ impl DumpQuery {
 }
 
 async fn config_dump(
-    State(Admin { plane, .. }): State<Admin>,
+    State(Admin { plane, answers, .. }): State<Admin>,
     Query(query): Query<DumpQuery>,
-) -> Json<Value> {
+) -> Response {
+    answers.make(move || dump(&plane, &query)).await
+}
+
+fn dump(plane: &Plane, query: &DumpQuery) -> Value {
     let (generation, scopes) = plane.snapshot();
     let history = plane.history();
     let newest = history.newest();
@@ -117,13 +127,13 @@ async fn config_dump(
     let scopes = scopes
         .iter()
         .filter(|(key, _)| is_shown(key))
-        .map(|(key, view)| dump_scope(key, view, newest.map(|it| &**it), &query))
+        .map(|(key, view)| dump_scope(key, view, newest.map(|it| &**it), query))
         .collect::<Vec<_>>();
-    Json(json!({
+    json!({
         "generation": generation,
         "scopes": scopes,
         "clients": clients.iter().map(|(id, client)| dump_client(*id, client)).collect::<Vec<_>>(),
-    }))
+    })
 }
 
 fn dump_scope(

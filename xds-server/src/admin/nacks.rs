@@ -1,7 +1,7 @@
 //! `GET /nacks`: the refusals that are kept, with what is to blame.
 
-use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::Admin;
@@ -12,12 +12,16 @@ use crate::nacks::Nack;
 use crate::plane::Plane;
 use crate::provenance::ResourceKey;
 
-pub(super) async fn list(State(Admin { plane, .. }): State<Admin>) -> Json<Value> {
+pub(super) async fn list(State(Admin { plane, answers, .. }): State<Admin>) -> Response {
+    answers.make(move || render_all(&plane)).await
+}
+
+fn render_all(plane: &Plane) -> Value {
     let (history, nacks) = (plane.history(), plane.nacks());
     let rows = nacks
         .newest_first()
-        .map(|nack| render(nack, &plane, &history));
-    Json(json!({ "nacks": rows.collect::<Vec<_>>() }))
+        .map(|nack| render(nack, plane, &history));
+    json!({ "nacks": rows.collect::<Vec<_>>() })
 }
 
 fn render(nack: &Nack, plane: &Plane, history: &History) -> Value {

@@ -33,7 +33,7 @@ pub(super) struct StatusService {
 struct Reporter {
     plane: Arc<Plane>,
     readers: Readers,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
 }
 
 impl StatusService {
@@ -46,7 +46,7 @@ impl StatusService {
         let reporter = Arc::new(Reporter {
             plane,
             readers,
-            permits: Semaphore::new(REPORTS_AT_ONCE),
+            permits: Arc::new(Semaphore::new(REPORTS_AT_ONCE)),
         });
         Self { reporter, shutdown }
     }
@@ -103,10 +103,14 @@ impl Reporter {
         } else {
             Contents::Shown
         };
-        let permit = self.permits.acquire().await;
-        let _permit = permit.map_err(|_| Status::unavailable("the server is shutting down"))?;
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        let permit = permit.map_err(|_| Status::unavailable("the server is shutting down"))?;
         let plane = Arc::clone(&self.plane);
-        let made = tokio::task::spawn_blocking(move || report(&plane, &sight, &matchers, contents));
+        let made = tokio::task::spawn_blocking(move || {
+            // With the work, not with who waits for it: that one may go away, and ask again.
+            let _permit = permit;
+            report(&plane, &sight, &matchers, contents)
+        });
         match made.await {
             Ok(made) => {
                 made.map_err(|error: TooLarge| Status::resource_exhausted(error.to_string()))
