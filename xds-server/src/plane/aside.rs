@@ -48,8 +48,9 @@ impl Plane {
         }
         let mut accepted = Accepted::new();
         for (_, client) in &clients {
-            let of_scope = accepted.entry(client.scope()).or_default();
-            for status in client.types() {
+            let mut types = client.types().into_iter();
+            if let Some(status) = types.find(|it| it.type_url == *type_url) {
+                let of_scope = accepted.entry(client.scope()).or_default();
                 raise(of_scope, status.type_url, status.acked_generation);
             }
         }
