@@ -253,6 +253,10 @@ fn r08_n16_a_nonce_of_another_stream_means_nothing() {
         nonce: "7-1".to_owned(),
         ..ask(Variant::Delta, CLUSTER, &[])
     });
+    assert!(
+        client.events().is_empty(),
+        "it is no answer, not a stale one"
+    );
     let reply = only(client.receive());
     assert_eq!(reply.resources, ["a=1"]);
     for nonce in ["8-1", "7-2", "7", "nonsense", "7--1"] {
@@ -479,11 +483,20 @@ fn r57_n22_virtual_hosts_are_found_by_alias_and_absence_has_a_name() {
             "1,rc/shop.example,rc/www.shop.example",
         ),
     ];
-    let mut client = Client::delta(plane.publish(&hosts));
+    let view = plane.publish(&hosts);
+    let mut client = Client::delta(view.clone());
     client.ask(ROUTE, &["rc"]);
     client.ask(VIRTUAL_HOST, &["rc/shop.example"]);
     let replies = client.settle();
     assert_eq!(replies[1].resources, [format!("rc/shop={}", hosts[1].2)]);
+    assert!(replies[1].bodyless.is_empty(), "it exists, by another name");
+
+    // Without a route configuration that brings them along.
+    let mut alone = Client::delta(view);
+    alone.ask(VIRTUAL_HOST, &["rc/www.shop.example"]);
+    let reply = only(alone.settle());
+    assert_eq!(reply.resources, replies[1].resources);
+    assert!(reply.bodyless.is_empty());
 
     client.ask(VIRTUAL_HOST, &["rc/unknown.example"]);
     let reply = only(client.settle());

@@ -30,6 +30,7 @@ fn answer_all(
             });
             all.push(reply);
         }
+        assert!(all.len() < 10_000, "it does not come to an end");
     }
 }
 
@@ -86,6 +87,10 @@ fn r10_n12_a_refused_resource_is_not_sent_again_until_it_differs() {
     // Other content goes on, and a commit that leaves it as it is does not bring it back.
     client.publish(plane.publish(&[(CLUSTER, "a", "bad"), (CLUSTER, "b", "2")]));
     assert_eq!(only(client.settle()).resources, ["b=2"]);
+    // Nor do two that this client never saw apart: there and back.
+    plane.publish(&[(CLUSTER, "a", "2"), (CLUSTER, "b", "2")]);
+    client.publish(plane.publish(&[(CLUSTER, "a", "bad"), (CLUSTER, "b", "2")]));
+    assert!(client.receive().is_empty(), "it is what was refused");
     // Going back to what was accepted clears the refusal.
     client.publish(plane.publish(&[(CLUSTER, "a", "1"), (CLUSTER, "b", "2")]));
     assert_eq!(only(client.settle()).resources, ["a=1"]);
@@ -177,10 +182,11 @@ fn r26_a_restated_set_has_a_refused_resource_as_it_was_accepted() {
     assert_eq!(isolated(&mut client), ["a", "new"]);
 
     // The next set has a as it was, and what was never accepted not at all.
-    assert_ne!(
-        last.version,
-        Plane::default().publish(&bad).generation().to_string()
-    );
+    let mut content = Client::sotw(Plane::default().publish(&bad));
+    content.ask(CLUSTER, &[]);
+    let whole = only(content.receive());
+    assert_eq!(whole.resources, ["a=bad", "b=2", "new=bad"]);
+    assert_ne!(last.version, whole.version, "it is another set");
     client.publish(plane.publish(&[bad[0], (CLUSTER, "b", "3"), bad[2]]));
     let next = only(client.settle());
     assert_eq!(next.resources, ["a=1", "b=3"]);
@@ -188,6 +194,26 @@ fn r26_a_restated_set_has_a_refused_resource_as_it_was_accepted() {
     client.publish(plane.publish(&[(CLUSTER, "a", "2"), (CLUSTER, "b", "3")]));
     assert_eq!(only(client.settle()).resources, ["a=2", "b=3"]);
     assert!(client.is_settled(CLUSTER));
+}
+
+#[test]
+fn r15_r26_a_returning_client_loses_nothing_by_a_refusal() {
+    let mut plane = Plane::default();
+    let view = plane.publish(&[(CLUSTER, "a", "bad"), (CLUSTER, "b", "1")]);
+    let mut client = Client::sotw(view);
+    client.send(&Request {
+        version: "of an earlier stream".to_owned(),
+        ..ask(Variant::Sotw, CLUSTER, &[])
+    });
+    let mut sent = answer_all(&mut client, &[], |it| it == "a=bad", silent);
+    client.publish(plane.publish(&[(CLUSTER, "a", "bad"), (CLUSTER, "b", "2")]));
+    sent.extend(answer_all(&mut client, &[], |it| it == "a=bad", silent));
+    assert!(
+        sent.iter().all(|it| it.resources.len() == 2),
+        "it may hold either, and a set without it would delete it: {sent:?}"
+    );
+    let last = sent.last().expect("there was a response");
+    assert_eq!(last.resources, ["a=bad", "b=2"]);
 }
 
 #[test]
@@ -236,11 +262,14 @@ fn the_search_goes_on_under_changes_and_changes_go_on_under_the_search() {
     let mut client = Client::delta(publish(0));
     client.ask(ENDPOINT, &asked);
     let mut newest_churn_sent = 0;
+    let (mut waited, mut longest_wait) = (0, 0);
     for churn in 1..40 {
         for reply in client.receive() {
             let is_bad = reply.resources.iter().any(|it| it.starts_with("bad="));
-            newest_churn_sent +=
-                usize::from(reply.resources.iter().any(|it| it.starts_with("churn=")));
+            let has_churn = reply.resources.iter().any(|it| it.starts_with("churn="));
+            newest_churn_sent += usize::from(has_churn);
+            waited = if has_churn { 0 } else { waited + 1 };
+            longest_wait = longest_wait.max(waited);
             client.send(&answer(&reply, is_bad.then_some("no")));
         }
         client.publish(publish(churn));
@@ -251,6 +280,7 @@ fn the_search_goes_on_under_changes_and_changes_go_on_under_the_search() {
         "though each round brings something new"
     );
     assert!(newest_churn_sent > 30, "{newest_churn_sent}");
+    assert_eq!(longest_wait, 1, "they take turns");
 }
 
 #[test]
@@ -328,16 +358,42 @@ fn r42_what_was_refused_is_not_taken_for_held() {
     client.settle();
     client.publish(plane.publish(&[(CLUSTER, "a", "2")]));
     let second = only(client.receive());
+    assert_eq!(client.acked_generation(CLUSTER), Some(1), "sent is not had");
     // It changes again before the answer to what was sent comes, and back to that very version.
     client.publish(plane.publish(&[(CLUSTER, "a", "3")]));
     client.nack(&second, "no");
+    assert_eq!(client.acked_generation(CLUSTER), Some(1));
     client.publish(plane.publish(&[(CLUSTER, "a", "2")]));
     assert_eq!(
         only(client.settle()).resources,
         ["a=2"],
         "it was not accepted"
     );
+    assert_eq!(client.acked_generation(CLUSTER), Some(4));
     assert!(client.is_settled(CLUSTER));
+}
+
+#[test]
+fn r42_what_is_sent_before_a_refusal_comes_does_not_make_it_held() {
+    let mut plane = Plane::default();
+    let mut client = Client::sotw(plane.publish(&[(CLUSTER, "a", "1")]));
+    client.ask(CLUSTER, &[]);
+    client.settle();
+    client.publish(plane.publish(&[(CLUSTER, "a", "bad")]));
+    let first = only(client.receive());
+    client.wait(1_600);
+    client.publish(plane.publish(&[(CLUSTER, "a", "worse")]));
+    let second = only(client.receive());
+    client.nack(&first, "no");
+    client.nack(&second, "no");
+    let content = [(CLUSTER, "a", "worse"), (CLUSTER, "b", "1")];
+    answer_all(&mut client, &[], |it| it == "a=worse", silent);
+    client.publish(plane.publish(&content));
+    assert_eq!(
+        only(client.settle()).resources,
+        ["a=1", "b=1"],
+        "neither was accepted"
+    );
 }
 
 #[test]

@@ -258,6 +258,28 @@ fn r45_n10_a_route_never_overtakes_the_clusters_of_its_generation() {
 }
 
 #[test]
+fn r45_a_route_never_overtakes_the_listeners_of_its_generation() {
+    for variant in BOTH {
+        let mut plane = Plane::default();
+        let mut client = sidecar(variant, &mut plane);
+        let generation = |listener: &'static str, route: &'static str| {
+            [
+                (CLUSTER, "A", "1"),
+                (ENDPOINT, "A", "1"),
+                (LISTENER, "l", listener),
+                (ROUTE, "r", route),
+            ]
+        };
+        client.publish(plane.publish(&generation("2", "to A")));
+        let first = only(client.receive());
+        client.publish(plane.publish(&generation("3", "as 3 has it")));
+        assert!(client.receive().is_empty(), "{variant:?}: 3 is not sent");
+        client.ack(&first);
+        assert_eq!(types(&client.receive()), ["lds", "rds"], "{variant:?}");
+    }
+}
+
+#[test]
 fn r46_r51_n09_endpoints_and_secrets_flow_while_clusters_warm() {
     for variant in BOTH {
         let mut plane = Plane::default();

@@ -140,8 +140,16 @@ fn r56_what_does_not_exist_is_told_once_as_an_error_to_who_reads_it() {
         client.ask(type_url, &["a", "x"]);
         let first = only(client.receive());
         assert_eq!(
-            (first.resources, first.missing),
-            (vec!["a=1".into()], vec!["x".to_owned()])
+            (&first.resources[..], &first.missing[..]),
+            (&["a=1".to_owned()][..], &["x".to_owned()][..])
+        );
+        client.ack_with(&first, &["a", "x"]);
+        client.publish(plane.publish(&[(type_url, "a", "2")]));
+        let next = only(client.receive());
+        assert_eq!(
+            (&next.resources[..], next.missing.len()),
+            (&["a=2".to_owned()][..], 0),
+            "once"
         );
         let mut other = Client::sotw(view);
         other.ask(type_url, &["a", "x"]);

@@ -128,20 +128,31 @@ fn r29_a_name_that_appears_later_is_sent_unasked() {
 
 #[test]
 fn r34_n15_first_wildcard_on_an_empty_view_is_answered() {
-    let mut client = Client::sotw(Plane::default().publish(&[]));
-    client.ask(CLUSTER, &[]);
-    assert!(only(client.settle()).resources.is_empty());
+    for type_url in [CLUSTER, "type.example/of.nobody"] {
+        let mut client = Client::sotw(Plane::default().publish(&[]));
+        client.ask(type_url, &[]);
+        assert!(only(client.settle()).resources.is_empty(), "{type_url}");
+    }
 }
 
 #[test]
 fn r08_r15_n16_a_reconnecting_client_is_treated_as_new() {
     let mut plane = Plane::default();
-    let mut client = Client::sotw(plane.publish(&[(CLUSTER, "a", "1")]));
+    let view = plane.publish(&[(CLUSTER, "a", "1")]);
+    let mut earlier = Client::sotw(view.clone());
+    earlier.ask(CLUSTER, &[]);
+    let held = only(earlier.settle());
+    let mut client = Client::sotw(view);
     client.send(&Request {
         nonce: "3-9".to_owned(),
+        version: held.version,
         ..ask(Variant::Sotw, CLUSTER, &[])
     });
     assert_eq!(only(client.receive()).resources, ["a=1"]);
+    assert!(
+        client.events().is_empty(),
+        "it is no answer, not a stale one"
+    );
 }
 
 #[test]

@@ -183,6 +183,7 @@ impl Client {
                 self.ack(&reply);
                 all.push(reply);
             }
+            assert!(all.len() < 10_000, "it does not come to an end");
         }
     }
 
@@ -243,6 +244,13 @@ impl Client {
                 format!("{mark}{}={:?}", row.name, row.status)
             })
             .collect()
+    }
+
+    /// Generation of the last content of a type that was accepted.
+    pub(crate) fn acked_generation(&self, type_url: &str) -> Option<u64> {
+        let all = self.stream.status();
+        let status = all.iter().find(|status| &*status.type_url == type_url);
+        status.and_then(|status| status.acked_generation)
     }
 
     pub(crate) fn is_settled(&self, type_url: &str) -> bool {
