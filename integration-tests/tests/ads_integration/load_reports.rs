@@ -31,9 +31,10 @@ fn r59_envoy_reports_the_requests_of_a_cluster() -> Result<()> {
         })?;
         lab.wait_live()?;
         // A cluster is counted from the first report on that finds it there.
-        lab.stat_reaches("load_reporter.responses", 1)?;
-        let reports = lab.envoy()?.stat("load_reporter.requests")?;
-        lab.stat_reaches("load_reporter.requests", reports + 2)?;
+        // Envoy's words: the server requests, and each report is a response.
+        lab.stat_reaches("load_reporter.requests", 1)?;
+        let reports = lab.envoy()?.stat("load_reporter.responses")?;
+        lab.stat_reaches("load_reporter.responses", reports + 2)?;
         for _ in 0..REQUESTS {
             lab.expect_answer(0)?;
         }
