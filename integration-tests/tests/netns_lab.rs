@@ -4,12 +4,16 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use isthmus_integration_tests::iptables::{self, Capture, OUTBOUND_PORT};
 use isthmus_integration_tests::lab::NetnsLab;
 use isthmus_integration_tests::netns::NETNS_DIR;
-use isthmus_integration_tests::shell;
+use isthmus_integration_tests::{shell, wait};
+
+/// Nothing here takes a second; a busy machine may.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn pods_reach_each_other_over_the_bridge() -> Result<()> {
@@ -87,11 +91,25 @@ fn what_a_killed_lab_left_is_removed_by_the_next_one() -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
+    // Before it is in the namespace, nothing there is to be killed.
+    let pids = || shell::capture(Command::new("ip").args(["netns", "pids", name]));
+    let own = left.id().to_string();
+    wait::until("the program's being in the namespace", PATIENCE, || {
+        let pids = pids()?;
+        ensure!(
+            pids.lines().any(|pid| pid.trim() == own),
+            "there are: {pids}"
+        );
+        Ok(())
+    })?;
 
     let lab = NetnsLab::create()?;
     let found = namespaces_of_labs()?;
     assert!(!found.contains(&name.to_owned()), "{found:?}");
-    assert!(!left.wait()?.success(), "the program was killed");
+    let ended = wait::until("the program's end", PATIENCE, || {
+        left.try_wait()?.context("it runs")
+    })?;
+    assert!(!ended.success(), "the program was killed");
     drop(lab);
     assert_eq!(namespaces_of_labs()?, Vec::<String>::new());
     Ok(())
