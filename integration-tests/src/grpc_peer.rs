@@ -192,7 +192,7 @@ impl Client {
         self.process.check_running()?;
         let log = self.process.log()?;
         json_lines(&log)
-            .map(|line| serde_json::from_str(line).with_context(|| format!("not a result: {line}")))
+            .map(|line| outcome(line).with_context(|| format!("not a result: {line}")))
             .collect()
     }
 
@@ -249,6 +249,12 @@ fn start(name: &str, args: Vec<OsString>, log_dir: &Path) -> Result<Process> {
         path: &PathBuf::from("env"),
         user: User::Caller,
     })
+}
+
+// What the library logs goes to the same file, and may follow a result on its line.
+fn outcome(line: &str) -> Result<Outcome> {
+    let mut values = serde_json::Deserializer::from_str(line).into_iter();
+    Ok(values.next().context("an empty line")??)
 }
 
 /// Whole lines of JSON: the log has what the libraries print as well.
