@@ -11,13 +11,12 @@ pub(crate) mod message;
 pub(crate) mod session;
 
 use std::cell::RefCell;
-use std::io::{BufRead, Write};
 use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -117,42 +116,23 @@ type Clients = Rc<RefCell<Shared>>;
 /// Runs until the end of standard input.
 pub(crate) fn run(args: ClientArgs) -> anyhow::Result<()> {
     process::raise_open_files()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let (sender, mut commands) = tokio::sync::mpsc::channel::<String>(1);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            if sender.blocking_send(line).is_err() {
-                break;
-            }
-        }
-    });
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async move {
-        let names = session::Names::new(&args);
-        let clients = Rc::new(RefCell::new(Shared {
-            args,
-            names,
-            plan: None,
-            samples: Vec::new(),
-            converged: 0,
-            ready: 0,
-            opened: 0,
-            answered: [0; 4],
-            counters: Counters::default(),
-            last_response: Duration::ZERO,
-            failure: None,
-        }));
-        let (epoch, _) = watch::channel(0);
-        let mut count = 0;
-        while let Some(line) = commands.recv().await {
-            let answer = command(&line, &clients, &epoch, &mut count).await;
-            println!("{}", answer.with_context(|| line.clone())?);
-            std::io::stdout().flush()?;
-        }
-        Ok(())
-    })
+    let names = session::Names::new(&args);
+    let clients = Rc::new(RefCell::new(Shared {
+        args,
+        names,
+        plan: None,
+        samples: Vec::new(),
+        converged: 0,
+        ready: 0,
+        opened: 0,
+        answered: [0; 4],
+        counters: Counters::default(),
+        last_response: Duration::ZERO,
+        failure: None,
+    }));
+    let (epoch, _) = watch::channel(0);
+    let mut count = 0;
+    process::answer_commands(async |line| command(line, &clients, &epoch, &mut count).await)
 }
 
 async fn command(

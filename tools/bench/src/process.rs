@@ -129,3 +129,30 @@ pub(crate) fn raise_open_files() -> anyhow::Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("the limit of open files")?;
     Ok(())
 }
+
+/// Answers each line of standard input with a line, until it ends. What a command spawns on this
+/// thread goes on between commands.
+pub(crate) fn answer_commands(
+    mut command: impl AsyncFnMut(&str) -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (sender, mut lines) = tokio::sync::mpsc::channel::<String>(1);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if sender.blocking_send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async move {
+        while let Some(line) = lines.recv().await {
+            let answer = command(&line).await;
+            println!("{}", answer.with_context(|| line.clone())?);
+            std::io::stdout().flush()?;
+        }
+        Ok(())
+    })
+}

@@ -7,7 +7,6 @@
 //! `group-size` (healthy clients of the first group).
 
 use std::cell::RefCell;
-use std::io::{BufRead, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::rc::Rc;
@@ -106,36 +105,17 @@ type Clients = Rc<RefCell<Shared>>;
 /// Runs until the end of standard input.
 pub(crate) fn run(args: ClientsArgs) -> anyhow::Result<()> {
     process::raise_open_files()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let (sender, mut commands) = tokio::sync::mpsc::channel::<String>(1);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            if sender.blocking_send(line).is_err() {
-                break;
-            }
-        }
-    });
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async move {
-        let clients = Rc::new(RefCell::new(Shared {
-            newest: vec![0; args.healthy],
-            args,
-            plan: None,
-            samples: Vec::new(),
-            ready: 0,
-            failure: None,
-        }));
-        let (deaf, _) = watch::channel(());
-        let mut deaf = Some(deaf);
-        while let Some(line) = commands.recv().await {
-            let answer = command(&line, &clients, &mut deaf).await;
-            println!("{}", answer.with_context(|| line.clone())?);
-            std::io::stdout().flush()?;
-        }
-        Ok(())
-    })
+    let clients = Rc::new(RefCell::new(Shared {
+        newest: vec![0; args.healthy],
+        args,
+        plan: None,
+        samples: Vec::new(),
+        ready: 0,
+        failure: None,
+    }));
+    let (deaf, _) = watch::channel(());
+    let mut deaf = Some(deaf);
+    process::answer_commands(async |line| command(line, &clients, &mut deaf).await)
 }
 
 async fn command(
