@@ -17,14 +17,28 @@ use std::task::{Context, Poll};
 
 use http::{HeaderValue, header};
 use isthmus_proto::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
-use isthmus_xds_core::{TypeUrl, Variant, type_rules};
+use isthmus_xds_core::{Request, TypeUrl, Variant, type_rules};
+use prost::{DecodeError, Message};
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::body::Body;
 
 use crate::plane::Plane;
 use crate::transport::ConnectedPeer;
-use requests::Requests;
+use requests::{Inbound, Requests};
+
+/// Reads a serialized `DiscoveryRequest` or `DeltaDiscoveryRequest` as streams do, without the node.
+///
+/// # Errors
+///
+/// Returns the decoder's error if it is no such message.
+pub fn decode_request(variant: Variant, bytes: &[u8]) -> Result<Request, DecodeError> {
+    let inbound = match variant {
+        Variant::Sotw => Inbound::from(DiscoveryRequest::decode(bytes)?),
+        Variant::Delta => Inbound::from(DeltaDiscoveryRequest::decode(bytes)?),
+    };
+    Ok(inbound.request)
+}
 
 // Path of each method, without the leading `/envoy.service.`; `None` is the aggregated service.
 const METHODS: [Method; 20] = {

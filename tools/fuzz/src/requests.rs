@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use isthmus_proto::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
+use isthmus_proto::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+use isthmus_xds::grpc::decode_request;
 use isthmus_xds_core::stream::{Peer, StreamOptions};
 use isthmus_xds_core::type_rules::{
     CLUSTER, ENDPOINT, LISTENER, ROUTE, RUNTIME, SECRET, VIRTUAL_HOST, rules_of,
@@ -82,7 +81,7 @@ pub fn requests(data: &[u8]) {
         match step % 8 {
             0..=2 => client.send(&structured(&mut input, &client)),
             3 => {
-                if let Some(request) = decoded(variant, input.bytes()) {
+                if let Ok(request) = decode_request(variant, input.bytes()) {
                     client.send(&request);
                 }
             }
@@ -96,38 +95,6 @@ pub fn requests(data: &[u8]) {
         client.look();
     }
     client.fall_silent();
-}
-
-// Any bytes that happen to be a request.
-fn decoded(variant: Variant, bytes: &[u8]) -> Option<Request> {
-    let names = |names: Vec<String>| names.into_iter().map(Name::from).collect();
-    match variant {
-        Variant::Delta => {
-            let message = DeltaDiscoveryRequest::decode(bytes).ok()?;
-            let initial = message.initial_resource_versions.into_iter();
-            Some(Request {
-                type_url: message.type_url,
-                nonce: message.response_nonce,
-                error: message.error_detail.map(|status| status.message),
-                subscribe: names(message.resource_names_subscribe),
-                unsubscribe: names(message.resource_names_unsubscribe),
-                initial_versions: initial
-                    .map(|(name, version)| (Name::from(name), version))
-                    .collect(),
-                ..Request::default()
-            })
-        }
-        Variant::Sotw => {
-            let message = DiscoveryRequest::decode(bytes).ok()?;
-            Some(Request {
-                type_url: message.type_url,
-                nonce: message.response_nonce,
-                error: message.error_detail.map(|status| status.message),
-                names: names(message.resource_names),
-                ..Request::default()
-            })
-        }
-    }
 }
 
 // A request of names that mean something, with a nonce that may.
