@@ -143,11 +143,8 @@ fn dump_scope(
     query: &DumpQuery,
 ) -> Value {
     let written = |type_url: &TypeUrl, name: &Name| {
-        let key_of = ResourceKey {
-            type_url: TypeUrl::clone(type_url),
-            name: Name::clone(name),
-        };
-        let traced = newest?.resource(key.documents(), &key_of)?;
+        let resource = ResourceKey::new(type_url, name);
+        let traced = newest?.resource(key.documents(), &resource)?;
         Some(traced.origin.to_string())
     };
     let types = view

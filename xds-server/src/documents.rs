@@ -29,10 +29,7 @@ pub fn origins_of(config: &LoadedConfig) -> Provenance {
     let mut origins = Provenance::default();
     for document in &config.documents {
         for resource in &document.resources {
-            let key = ResourceKey {
-                type_url: Arc::clone(&resource.type_url),
-                name: Name::clone(&resource.name),
-            };
+            let key = ResourceKey::new(&resource.type_url, &resource.name);
             let origin = Origin::File {
                 file: Arc::clone(&resource.origin.file),
                 document: resource.origin.document,

@@ -214,7 +214,10 @@ fn follow(documents: &mut Documents, published: &Published, origins: &Origins<'_
                 .caller()
                 .map(|caller| Arc::new(Origin::Api { caller }));
             for change in &published.resources {
-                let news = std::iter::once((key_of(change), origin.clone()));
+                let news = std::iter::once((
+                    ResourceKey::new(&change.type_url, &change.name),
+                    origin.clone(),
+                ));
                 follow_in(documents, &change.document, news);
             }
         }
@@ -224,18 +227,11 @@ fn follow(documents: &mut Documents, published: &Published, origins: &Origins<'_
             follow_in(
                 documents,
                 &change.document,
-                std::iter::once((key_of(change), None)),
+                std::iter::once((ResourceKey::new(&change.type_url, &change.name), None)),
             );
         }
     }
     are_moved
-}
-
-fn key_of(change: &ChangedResource) -> ResourceKey {
-    ResourceKey {
-        type_url: TypeUrl::clone(&change.type_url),
-        name: Name::clone(&change.name),
-    }
 }
 
 fn follow_in(

@@ -6,7 +6,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use isthmus_xds_core::catalog::Source;
-use isthmus_xds_core::{Name, TypeUrl};
+use isthmus_xds_core::view::Change;
+use isthmus_xds_core::{Name, Resource, TypeUrl, View};
 
 /// One resource of a document.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -15,6 +16,30 @@ pub struct ResourceKey {
     pub type_url: TypeUrl,
     /// Its name.
     pub name: Name,
+}
+
+impl ResourceKey {
+    /// The key of a resource.
+    pub fn new(type_url: &TypeUrl, name: &Name) -> Self {
+        Self {
+            type_url: TypeUrl::clone(type_url),
+            name: Name::clone(name),
+        }
+    }
+
+    /// What a view has under it.
+    pub(crate) fn in_view<'a>(&self, view: &'a View) -> Option<&'a Arc<Resource>> {
+        view.resource(&self.type_url, &self.name)
+    }
+
+    /// The change of a view that gives it another resource, or none.
+    pub(crate) fn becomes(&self, resource: Option<&Arc<Resource>>) -> Change {
+        Change {
+            type_url: TypeUrl::clone(&self.type_url),
+            name: Name::clone(&self.name),
+            resource: resource.map(Arc::clone),
+        }
+    }
 }
 
 /// Where a resource was written down.

@@ -137,7 +137,7 @@ impl Quarantine {
         };
         let mut wanted = Vec::new();
         for ((key, version), entry) in &self.entries {
-            let has = in_view(view, key).is_some_and(|it| it.version() == *version);
+            let has = key.in_view(view).is_some_and(|it| it.version() == *version);
             if !has || found.changes.len() >= SUBSTITUTES {
                 continue;
             }
@@ -147,7 +147,7 @@ impl Quarantine {
                 continue;
             };
             found.after_stream = found.after_stream.min(entry.since_stream);
-            found.changes.push(change(key, Some(&resource)));
+            found.changes.push(key.becomes(Some(&resource)));
             wanted.push(Past {
                 type_url: TypeUrl::clone(&key.type_url),
                 resource,
@@ -190,10 +190,7 @@ impl Quarantine {
         let mut seen: BTreeSet<ResourceKey> = found
             .changes
             .iter()
-            .map(|it| ResourceKey {
-                type_url: TypeUrl::clone(&it.type_url),
-                name: Name::clone(&it.name),
-            })
+            .map(|it| ResourceKey::new(&it.type_url, &it.name))
             .collect();
         while let Some(past) = wanted.pop() {
             let message = past.type_url.rsplit('/').next().unwrap_or_default();
@@ -203,7 +200,7 @@ impl Quarantine {
                     name: Name::from(reference.name),
                 };
                 if found.changes.len() >= SUBSTITUTES
-                    || in_view(view, &key).is_some()
+                    || key.in_view(view).is_some()
                     || !seen.insert(key.clone())
                 {
                     continue;
@@ -211,7 +208,7 @@ impl Quarantine {
                 if let Some(traced) = past.generation.resource(documents, &key)
                     && !self.has(&key, traced.resource.version())
                 {
-                    found.changes.push(change(&key, Some(&traced.resource)));
+                    found.changes.push(key.becomes(Some(&traced.resource)));
                     wanted.push(Past {
                         type_url: key.type_url,
                         resource: traced.resource,
@@ -239,17 +236,5 @@ impl Substitutes {
                     .collect(),
             })
             .collect()
-    }
-}
-
-fn in_view<'a>(view: &'a View, key: &ResourceKey) -> Option<&'a Arc<Resource>> {
-    view.type_set(&key.type_url)?.resource(&key.name)
-}
-
-fn change(key: &ResourceKey, resource: Option<&Arc<Resource>>) -> Change {
-    Change {
-        type_url: TypeUrl::clone(&key.type_url),
-        name: Name::clone(&key.name),
-        resource: resource.map(Arc::clone),
     }
 }

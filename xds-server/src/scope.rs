@@ -323,8 +323,8 @@ impl Offer {
     // What changes for streams that do not have the newest, other than what changes in that.
     fn changes_to(&self, next: &Self) -> Vec<ResourceChange> {
         let version_in = |view: &View, it: &ResourceChange| {
-            let set = view.type_set(&it.type_url)?;
-            set.resource(&it.name).map(|it| it.version())
+            let resource = view.resource(&it.type_url, &it.name);
+            resource.map(|it| it.version())
         };
         let apart_in = |offer: &Self| {
             let apart = offer.apart.as_ref().map(|it| Arc::clone(&it.view));

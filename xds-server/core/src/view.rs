@@ -108,6 +108,11 @@ impl View {
         self.types.get(type_url)
     }
 
+    /// One resource, if the view has it.
+    pub fn resource(&self, type_url: &str, name: &Name) -> Option<&Arc<Resource>> {
+        self.type_set(type_url)?.resource(name)
+    }
+
     /// The set of one type; the empty one if the view never had the type.
     pub(crate) fn set_or_empty(&self, rules: &TypeRules, type_url: &str) -> Arc<TypeSet> {
         let set = match rules.id.index() {

@@ -113,10 +113,7 @@ pub(crate) fn encode_delta_entry(
     value: &[u8],
     extras: &Extras,
 ) -> Bytes {
-    let mut out = encode_resource_head(name, Some(version), extras);
-    put_prefix(&mut out, RESOURCE_RESOURCE, any_len(type_url, value));
-    put_any(&mut out, type_url, value);
-    wrap(&out)
+    wrap(&encode_resource(type_url, name, version, value, extras))
 }
 
 /// One `resources` entry of a state-of-the-world response for a resource that has more to it than
@@ -128,10 +125,8 @@ pub(crate) fn encode_wrapped_entry(
     value: &[u8],
     extras: &Extras,
 ) -> Bytes {
-    let mut out = encode_resource_head(name, Some(version), extras);
-    put_prefix(&mut out, RESOURCE_RESOURCE, any_len(type_url, value));
-    put_any(&mut out, type_url, value);
-    encode_sotw_entry(WRAPPER, &out)
+    let resource = encode_resource(type_url, name, version, value, extras);
+    encode_sotw_entry(WRAPPER, &resource)
 }
 
 /// A heartbeat: the resource is as it was and lives on (R54).
@@ -183,6 +178,19 @@ pub(crate) fn encode_absence(name: &Name) -> Bytes {
         ..Extras::default()
     };
     wrap(&encode_resource_head(name, None, &extras))
+}
+
+fn encode_resource(
+    type_url: &str,
+    name: &str,
+    version: Version,
+    value: &[u8],
+    extras: &Extras,
+) -> BytesMut {
+    let mut out = encode_resource_head(name, Some(version), extras);
+    put_prefix(&mut out, RESOURCE_RESOURCE, any_len(type_url, value));
+    put_any(&mut out, type_url, value);
+    out
 }
 
 fn encode_resource_head(name: &str, version: Option<Version>, extras: &Extras) -> BytesMut {

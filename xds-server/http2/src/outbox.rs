@@ -35,13 +35,7 @@ impl Outbox {
 
     /// Adds a frame with a short payload, which is copied.
     pub(crate) fn put_frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let head = Head {
-            length: payload.len(),
-            kind,
-            flags,
-            stream,
-        };
-        self.put(&head.render());
+        self.put_head(kind, flags, stream, payload.len());
         self.put(payload);
     }
 
@@ -50,15 +44,19 @@ impl Outbox {
         if payload.len() <= limits::COPIED_BYTES {
             return self.put_frame(kind, flags, stream, &payload);
         }
+        self.put_head(kind, flags, stream, payload.len());
+        self.len += payload.len();
+        self.segments.push_back(Segment::Shared(payload));
+    }
+
+    fn put_head(&mut self, kind: u8, flags: u8, stream: u32, length: usize) {
         let head = Head {
-            length: payload.len(),
+            length,
             kind,
             flags,
             stream,
         };
         self.put(&head.render());
-        self.len += payload.len();
-        self.segments.push_back(Segment::Shared(payload));
     }
 
     /// Fills `slices` with what comes next; returns how many there are.

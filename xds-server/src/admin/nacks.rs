@@ -26,10 +26,7 @@ fn render_all(plane: &Plane) -> Value {
 
 fn render(nack: &Nack, plane: &Plane, history: &History) -> Value {
     let culprits = nack.culprits.iter().map(|it| {
-        let key = ResourceKey {
-            type_url: nack.type_url.clone(),
-            name: it.name.clone(),
-        };
+        let key = ResourceKey::new(&nack.type_url, &it.name);
         json!({
             "name": &*it.name,
             "version": it.version.to_string(),

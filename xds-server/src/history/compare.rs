@@ -93,10 +93,7 @@ fn row(
     (type_url, name, resource): (&TypeUrl, &Name, &Arc<Resource>),
     turn: Turn,
 ) -> Row {
-    let key = ResourceKey {
-        type_url: TypeUrl::clone(type_url),
-        name: Name::clone(name),
-    };
+    let key = ResourceKey::new(type_url, name);
     Row {
         document: Name::clone(document),
         origin: sheet.origin(&key),

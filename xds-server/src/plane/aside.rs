@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use isthmus_xds_core::{Name, ScopeKey, TypeUrl, Version, View};
+use isthmus_xds_core::{ScopeKey, TypeUrl, Version, View};
 use tracing::{info, warn};
 
 use super::{Plane, State};
@@ -30,7 +30,7 @@ impl Plane {
         type_url: &TypeUrl,
         culprit: &Culprit,
     ) {
-        let (key, version) = (key_of(type_url, &culprit.name), culprit.version);
+        let (key, version) = (ResourceKey::new(type_url, &culprit.name), culprit.version);
         {
             let state = self.lock();
             let is_in_force = state.history.is_in_force(&key, version);
@@ -171,11 +171,4 @@ pub(super) fn raise(
 ) {
     let known = of_scope.entry(type_url).or_default();
     *known = generation.unwrap_or(0).max(*known);
-}
-
-fn key_of(type_url: &TypeUrl, name: &Name) -> ResourceKey {
-    ResourceKey {
-        type_url: TypeUrl::clone(type_url),
-        name: Name::clone(name),
-    }
 }

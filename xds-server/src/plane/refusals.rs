@@ -61,10 +61,7 @@ impl Plane {
         version: Version,
     ) {
         let scope = client.scope();
-        let key = ResourceKey {
-            type_url: TypeUrl::clone(type_url),
-            name: Name::clone(name),
-        };
+        let key = ResourceKey::new(type_url, name);
         let traced = self.history().trace(scope.documents(), &key, version);
         let culprit = traced.map(Culprit::from);
         let origin = culprit.as_ref().map(|it| it.origin.to_string());

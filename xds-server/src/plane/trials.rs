@@ -102,16 +102,13 @@ impl Hold {
     // Types that are held stay the very sets that they are, so that the rest compares nothing.
     fn take_in(&mut self, newest: &View, changes: &[ResourceChange]) {
         for change in changes {
-            let key = ResourceKey {
-                type_url: TypeUrl::clone(&change.type_url),
-                name: Name::clone(&change.name),
-            };
+            let key = ResourceKey::new(&change.type_url, &change.name);
             if !flows(&key.type_url) {
                 let aliases = change.aliases.iter().cloned();
                 self.held.entry(key).or_default().extend(aliases);
-            } else if in_view(newest, &key).is_some() {
+            } else if key.in_view(newest).is_some() {
                 self.kept.remove(&key);
-            } else if let Some(resource) = in_view(&self.rest, &key) {
+            } else if let Some(resource) = key.in_view(&self.rest) {
                 let resource = Arc::clone(resource);
                 self.kept.insert(key, resource);
             }
@@ -128,14 +125,14 @@ impl Hold {
     // tells only the way forward.
     fn go_back(&mut self, newest: &View) {
         let held = self.held.keys();
-        let held = held.map(|key| change(key, in_view(&self.rest, key)));
+        let held = held.map(|key| key.becomes(key.in_view(&self.rest)));
         let changes: Vec<Change> = held.chain(self.kept()).collect();
         self.rest = Arc::new(newest.apart(&changes));
     }
 
     fn kept(&self) -> impl Iterator<Item = Change> {
         let kept = self.kept.iter();
-        kept.map(|(key, resource)| change(key, Some(resource)))
+        kept.map(|(key, resource)| key.becomes(Some(resource)))
     }
 
     fn tried(&self) -> Vec<ResourceChange> {
@@ -311,18 +308,6 @@ impl Plane {
         } = state;
         let apart = apart_of(quarantine, history, accepted, scope, &base);
         self.metrics.count_wakes(scope.set_offer(apart, held));
-    }
-}
-
-fn in_view<'a>(view: &'a View, key: &ResourceKey) -> Option<&'a Arc<Resource>> {
-    view.type_set(&key.type_url)?.resource(&key.name)
-}
-
-fn change(key: &ResourceKey, resource: Option<&Arc<Resource>>) -> Change {
-    Change {
-        type_url: TypeUrl::clone(&key.type_url),
-        name: Name::clone(&key.name),
-        resource: resource.map(Arc::clone),
     }
 }
 

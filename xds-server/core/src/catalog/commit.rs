@@ -211,9 +211,7 @@ pub struct ResourceChange {
 impl ResourceChange {
     // `None` if the change leaves the view as it is.
     pub(super) fn of(view: &View, change: &Change) -> Option<Self> {
-        let before = view
-            .type_set(&change.type_url)
-            .and_then(|set| set.resource(&change.name));
+        let before = view.resource(&change.type_url, &change.name);
         let after = change.resource.as_ref();
         let aliases = before.into_iter().chain(after).flat_map(|it| it.aliases());
         (before != after).then(|| Self {

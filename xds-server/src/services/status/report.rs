@@ -87,8 +87,7 @@ impl Shown {
         if self.contents == Contents::Excluded {
             return None;
         }
-        let set = view.type_set(&status.type_url)?;
-        let resource = set.resource(&status.name)?;
+        let resource = view.resource(&status.type_url, &status.name)?;
         // The client is being moved to another version, and that one is not what the row tells of.
         if resource.version() != version {
             return None;
