@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! `cgroup/connect4`: decides where an IPv4 connection goes, before it has a tuple.
 
-use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_EXIST, BPF_NOEXIST, bpf_sock, bpf_sock_addr},
+    bindings::{BPF_EXIST, BPF_NOEXIST, bpf_sock},
     helpers::generated::{
         bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns,
     },
@@ -13,13 +13,14 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use isthmus_accel_abi::{
-    CidrKey, Counter, Dial, Handshake, Hop, OriginalDst, PodConfig, PortKey, Redirect, Rules,
-    SockKey, SocketFlags, SocketState, Verdict, decide, v4_mapped,
+    CidrKey, Counter, Dial, Handshake, Hop, OriginalDst, PodConfig, PortKey, Rules, SockKey,
+    SocketFlags, SocketState, Verdict, decide, v4_mapped,
 };
 
 use crate::{
     counters::count,
     maps::{CIDR_RULES, HANDSHAKES, POD_ADDRS, PODS, PORT_RULES, SOCKET_STATE},
+    sock_addr::write_v4,
 };
 
 const ALLOW: i32 = 1;
@@ -58,7 +59,7 @@ fn connect(ctx: &SockAddrContext) {
         }
         Verdict::Redirect(redirect) => {
             if follow(ctx, sk, &dial, redirect.peer_netns, redirect.hop) {
-                rewrite(addr, &redirect);
+                write_v4(addr, redirect.addr, redirect.port);
                 count(Counter::Redirects);
             }
         }
@@ -134,23 +135,6 @@ fn follow(
     // SAFETY: not null, so it is this socket's state, and connect holds its lock.
     unsafe { *state = SocketState::new(original, peer, dial.netns_cookie, hop, flags) };
     true
-}
-
-#[inline(always)]
-fn rewrite(addr: *mut bpf_sock_addr, redirect: &Redirect) {
-    let [.., a, b, c, d] = redirect.addr;
-    // SAFETY: writes of context fields of their own width; volatile, so that the compiler does not
-    // merge them into one that the verifier refuses.
-    unsafe {
-        write_volatile(
-            addr_of_mut!((*addr).user_ip4),
-            u32::from_ne_bytes([a, b, c, d]),
-        );
-        write_volatile(
-            addr_of_mut!((*addr).user_port),
-            u16::from_ne_bytes(redirect.port).into(),
-        );
-    }
 }
 
 /// The rules in the maps.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! `cgroup/getpeername4`: a caller sees the address that it dialled, as it does behind NAT.
 
-use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use isthmus_accel_abi::SocketFlags;
 
-use crate::maps::SOCKET_STATE;
+use crate::{maps::SOCKET_STATE, sock_addr::write_v4};
 
 const ALLOW: i32 = 1;
 
@@ -29,18 +29,6 @@ pub fn isthmus_getpeername4(ctx: SockAddrContext) -> i32 {
     if !flags.has(SocketFlags::HAS_ORIGINAL_DST.with(SocketFlags::HAS_CONNECTED)) {
         return ALLOW;
     }
-    let [.., a, b, c, d] = original.addr;
-    // SAFETY: writes of context fields of their own width; volatile, so that the compiler does not
-    // merge them into one that the verifier refuses.
-    unsafe {
-        write_volatile(
-            addr_of_mut!((*addr).user_ip4),
-            u32::from_ne_bytes([a, b, c, d]),
-        );
-        write_volatile(
-            addr_of_mut!((*addr).user_port),
-            u16::from_ne_bytes(original.port).into(),
-        );
-    }
+    write_v4(addr, original.addr, original.port);
     ALLOW
 }

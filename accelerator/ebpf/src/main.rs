@@ -22,6 +22,7 @@ mod latch;
 mod maps;
 mod parked;
 mod skmsg;
+mod sock_addr;
 mod sockops;
 
 /// Helpers that read kernel memory are for programs under a GPL-compatible licence.
