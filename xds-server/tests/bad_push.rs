@@ -10,5 +10,7 @@ mod history;
 mod nacks;
 #[path = "bad_push/quarantine.rs"]
 mod quarantine;
+#[path = "support/running.rs"]
+mod running;
 #[path = "bad_push/support.rs"]
 mod support;

@@ -8,6 +8,8 @@ mod admission;
 mod health_and_reflection;
 #[path = "operators/load.rs"]
 mod load;
+#[path = "support/running.rs"]
+mod running;
 #[path = "operators/status.rs"]
 mod status;
 #[path = "operators/support.rs"]

@@ -1,31 +1,23 @@
 //! The running server, asked by gRPC and HTTP clients over real sockets.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::fs;
-use std::net::SocketAddr;
-use std::time::Duration;
+#[path = "support/running.rs"]
+mod running;
 
-use clap::Parser;
+use std::fs;
+
 use isthmus_proto::pb::envoy::config::core::v3::Node;
 use isthmus_proto::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use isthmus_proto::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest,
 };
 use isthmus_proto::pb::envoy::service::route::v3::route_discovery_service_client::RouteDiscoveryServiceClient;
-use isthmus_xds::cli::Cli;
-use isthmus_xds::server::Server;
 use isthmus_xds_core::type_rules::{CLUSTER, ROUTE, VIRTUAL_HOST};
-use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 
-/// Nothing here takes a second; a busy machine may.
-const PATIENCE: Duration = Duration::from_secs(30);
+use running::{PATIENCE, Running};
 
 const DOCUMENT: &str = r#"
 apiVersion: isthmus.io/v1alpha1
@@ -57,71 +49,6 @@ spec:
           "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
           commonTlsContext: {tlsCertificates: [{privateKey: {inlineString: NESTED-SECRET-KEY}}]}
 "#;
-
-struct Running {
-    dir: TempDir,
-    xds: SocketAddr,
-    admin: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
-    served: JoinHandle<()>,
-}
-
-impl Running {
-    async fn start(document: Option<&str>) -> Self {
-        let dir = TempDir::new().unwrap();
-        if let Some(document) = document {
-            fs::write(dir.path().join("a.yaml"), document).unwrap();
-        }
-        let config_dir = dir.path().to_str().unwrap();
-        let any = "127.0.0.1:0";
-        let args = ["isthmus-xds", "--config-dir", config_dir];
-        let listen = ["--xds-listen", any, "--admin-listen", any];
-        let cli = Cli::parse_from(args.into_iter().chain(listen));
-        let server = Server::bind(&cli).await.unwrap();
-        let (xds, admin) = (server.xds_addr().unwrap(), server.admin_addr().unwrap());
-        let (stop, stopped) = oneshot::channel();
-        let running = tokio::spawn(async move {
-            let stop = async { stopped.await.unwrap_or(()) };
-            server.serve(stop).await.unwrap();
-        });
-        let running = Self {
-            dir,
-            xds,
-            admin,
-            stop: Some(stop),
-            served: running,
-        };
-        if document.is_some() {
-            running.wait_for("/readyz", "200").await;
-        }
-        running
-    }
-
-    async fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.admin).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    }
-
-    async fn wait_for(&self, path: &str, text: &str) {
-        let seen = async {
-            while !self.get(path).await.contains(text) {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, seen)
-            .await
-            .expect("the server gets there");
-    }
-
-    async fn channel(&self) -> Channel {
-        let endpoint = Channel::from_shared(format!("http://{}", self.xds)).unwrap();
-        endpoint.connect().await.unwrap()
-    }
-}
 
 // One incremental aggregated stream.
 struct Delta {
@@ -186,7 +113,7 @@ fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_get_what_selects_them_and_changes_as_they_come() {
-    let running = Running::start(Some(DOCUMENT)).await;
+    let running = Running::start(Some(DOCUMENT), &[]).await;
     let mut plain = Delta::open(&running, "a", "other", CLUSTER).await;
     let mut trusted = Delta::open(&running, "b", "trusted", CLUSTER).await;
     let first = plain.next().await;
@@ -209,7 +136,7 @@ async fn clients_get_what_selects_them_and_changes_as_they_come() {
     fs::write(running.dir.path().join("a.yaml"), changed).unwrap();
     assert_eq!(names(&trusted.next().await), ["tls"], "only what changed");
     running
-        .wait_for("/metrics", "isthmus_config_generation 2")
+        .wait_for("/metrics", |it| it.contains("isthmus_config_generation 2"))
         .await;
     let dump = running.get("/config_dump?node=a&type=cds").await;
     assert!(
@@ -220,7 +147,7 @@ async fn clients_get_what_selects_them_and_changes_as_they_come() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_selector_moves_clients() {
-    let running = Running::start(Some(DOCUMENT)).await;
+    let running = Running::start(Some(DOCUMENT), &[]).await;
     let mut client = Delta::open(&running, "a", "other", CLUSTER).await;
     let first = client.next().await;
     client.ack(&first).await;
@@ -231,7 +158,7 @@ async fn a_changed_selector_moves_clients() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r06_without_configuration_streams_are_unavailable_not_empty() {
-    let running = Running::start(None).await;
+    let running = Running::start(None, &[]).await;
     assert!(running.get("/livez").await.contains("200 OK"));
     assert!(running.get("/readyz").await.contains("503"));
     let mut client = AggregatedDiscoveryServiceClient::new(running.channel().await);
@@ -243,14 +170,14 @@ async fn r06_without_configuration_streams_are_unavailable_not_empty() {
     assert_eq!(refused.code(), Code::Unavailable);
 
     fs::write(running.dir.path().join("a.yaml"), DOCUMENT).unwrap();
-    running.wait_for("/readyz", "200").await;
+    running.wait_for("/readyz", |it| it.contains("200")).await;
     let mut client = Delta::open(&running, "a", "", CLUSTER).await;
     assert_eq!(names(&client.next().await), ["backend"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r04_a_first_request_without_node_id_is_refused() {
-    let running = Running::start(Some(DOCUMENT)).await;
+    let running = Running::start(Some(DOCUMENT), &[]).await;
     let mut client = AggregatedDiscoveryServiceClient::new(running.channel().await);
     for node in [None, Some(Node::default())] {
         let request = DiscoveryRequest {
@@ -268,7 +195,7 @@ async fn r04_a_first_request_without_node_id_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r01_services_of_one_type_speak_both_variants() {
-    let running = Running::start(Some(DOCUMENT)).await;
+    let running = Running::start(Some(DOCUMENT), &[]).await;
     let mut client = RouteDiscoveryServiceClient::new(running.channel().await);
     let node = delta_request("a", "", "").node;
     let request = DiscoveryRequest {
@@ -304,7 +231,7 @@ async fn r01_services_of_one_type_speak_both_variants() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopping_tells_clients_to_reconnect() {
-    let mut running = Running::start(Some(DOCUMENT)).await;
+    let mut running = Running::start(Some(DOCUMENT), &[]).await;
     let mut client = Delta::open(&running, "a", "", CLUSTER).await;
     client.next().await;
     running.stop.take().unwrap().send(()).unwrap();
@@ -319,7 +246,7 @@ async fn stopping_tells_clients_to_reconnect() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_are_served_and_never_shown() {
-    let running = Running::start(Some(DOCUMENT)).await;
+    let running = Running::start(Some(DOCUMENT), &[]).await;
     let mut client = Delta::open(&running, "b", "trusted", CLUSTER).await;
     let response = client.next().await;
     let served = format!("{response:?}");
@@ -333,7 +260,7 @@ async fn secrets_are_served_and_never_shown() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn n19_a_client_that_does_not_read_gets_the_newest_state_and_no_queue() {
-    let running = Running::start(Some(DOCUMENT)).await;
+    let running = Running::start(Some(DOCUMENT), &[]).await;
     let mut client = Delta::open(&running, "a", "", CLUSTER).await;
     let first = client.next().await;
     let write = |seconds: u32| {
@@ -348,12 +275,16 @@ async fn n19_a_client_that_does_not_read_gets_the_newest_state_and_no_queue() {
     for round in 2..12 {
         write(round);
         let wanted = format!("isthmus_config_generation {round}");
-        running.wait_for("/metrics", &wanted).await;
+        running
+            .wait_for("/metrics", |it| it.contains(&wanted))
+            .await;
     }
     client.ack(&first).await;
     let merged = client.next().await;
     client.ack(&merged).await;
-    running.wait_for("/config_dump?node=a", "SYNCED").await;
+    running
+        .wait_for("/config_dump?node=a", |it| it.contains("SYNCED"))
+        .await;
     let metrics = running.get("/metrics").await;
     let responses = metrics
         .lines()
@@ -391,7 +322,7 @@ spec:
       name: policy
       resource: {"@type": type.googleapis.com/acme.v1.Policy, value: AAEC}
 "#;
-    let running = Running::start(Some(document)).await;
+    let running = Running::start(Some(document), &[]).await;
     let mut client = Delta::open(&running, "a", "", CLUSTER).await;
     for (type_url, asked, named) in [
         (VIRTUAL_HOST, "main/shop.example.org", "main/shop"),

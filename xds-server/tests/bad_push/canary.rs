@@ -122,7 +122,7 @@ fn trials(outcome: &str) -> String {
 async fn a_change_goes_to_two_and_to_all_when_they_accept_it() {
     let old = [("a", 1), ("b", 1)];
     let running = Running::start(
-        &document(&old, 1),
+        Some(&document(&old, 1)),
         &["--canary", "2", "--canary-timeout", "3600"],
     )
     .await;
@@ -164,7 +164,7 @@ async fn a_change_goes_to_two_and_to_all_when_they_accept_it() {
 async fn a_change_that_a_canary_refuses_reaches_nobody_else() {
     let old = [("a", 1), ("b", 1)];
     let running = Running::start(
-        &document(&old, 1),
+        Some(&document(&old, 1)),
         &["--canary", "2", "--canary-timeout", "3600"],
     )
     .await;
@@ -232,7 +232,7 @@ fn old_as_held() -> [(&'static str, i64); 2] {
 async fn canaries_that_are_silent_or_gone_keep_nobody_waiting() {
     let old = [("a", 1), ("b", 1)];
     let running = Running::start(
-        &document(&old, 1),
+        Some(&document(&old, 1)),
         &["--canary", "2", "--canary-timeout", "1"],
     )
     .await;
@@ -254,7 +254,7 @@ async fn canaries_that_are_silent_or_gone_keep_nobody_waiting() {
 async fn the_place_of_a_canary_that_leaves_is_taken() {
     let old = [("a", 1), ("b", 1)];
     let running = Running::start(
-        &document(&old, 1),
+        Some(&document(&old, 1)),
         &["--canary", "2", "--canary-timeout", "3600"],
     )
     .await;

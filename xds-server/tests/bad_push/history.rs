@@ -4,7 +4,7 @@ use crate::support::{Client, Running, clusters};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_generation_is_listed_compared_and_put_in_force_again() {
-    let running = Running::start(&clusters(&[("a", 1), ("b", 1)]), &[]).await;
+    let running = Running::start(Some(&clusters(&[("a", 1), ("b", 1)])), &[]).await;
     let mut client = Client::connect(&running, "web").await;
     assert_eq!(client.accept().await, ["a", "b"]);
     running
@@ -68,7 +68,7 @@ async fn a_generation_is_listed_compared_and_put_in_force_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollback_ends_with_new_content_and_not_with_the_same() {
     let bad = clusters(&[("a", 2)]);
-    let running = Running::start(&clusters(&[("a", 1)]), &[]).await;
+    let running = Running::start(Some(&clusters(&[("a", 1)])), &[]).await;
     running.push(&bad, 2).await;
     running.answer(&["rollback", "1"]).await;
     let list = running.answer(&["history"]).await;
@@ -93,7 +93,7 @@ async fn a_rollback_ends_with_new_content_and_not_with_the_same() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_released_rollback_gives_back_what_it_displaced() {
-    let running = Running::start(&clusters(&[("a", 1)]), &[]).await;
+    let running = Running::start(Some(&clusters(&[("a", 1)])), &[]).await;
     running.push(&clusters(&[("a", 2)]), 2).await;
     running.push(&clusters(&[("a", 3)]), 3).await;
     running.answer(&["rollback", "2"]).await;
@@ -128,7 +128,7 @@ async fn a_released_rollback_gives_back_what_it_displaced() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_web_page_rolls_nothing_back() {
-    let running = Running::start(&clusters(&[("a", 1)]), &[]).await;
+    let running = Running::start(Some(&clusters(&[("a", 1)])), &[]).await;
     running.push(&clusters(&[("a", 2)]), 2).await;
     let path = "/rollback?generation=1";
     let cases = [
@@ -163,7 +163,7 @@ async fn history_never_shows_a_secret() {
              tlsCertificate: {{privateKey: {{inlineString: {key}}}}}\n"
         )
     };
-    let running = Running::start(&document("TOP-SECRET-1"), &[]).await;
+    let running = Running::start(Some(&document("TOP-SECRET-1")), &[]).await;
     running.push(&document("TOP-SECRET-2"), 2).await;
     let shown = [
         running.get("/history").await,

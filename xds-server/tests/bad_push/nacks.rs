@@ -4,7 +4,7 @@ use crate::support::{Client, Running, clusters, names};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_names_the_file_and_line_of_the_resource() {
-    let running = Running::start(&clusters(&[("a", 1), ("b", 1)]), &[]).await;
+    let running = Running::start(Some(&clusters(&[("a", 1), ("b", 1)])), &[]).await;
     let none = running.answer(&["nacks"]).await;
     assert_eq!(none, "no client refused anything\n");
     let mut client = Client::connect(&running, "web").await;
@@ -47,7 +47,11 @@ async fn a_refusal_names_the_file_and_line_of_the_resource() {
 // A client that names nothing: the halves that it refuses lead to the culprit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_client_refuses_without_a_name_is_found_and_traced() {
-    let running = Running::start(&clusters(&[("a", 1), ("b", 1), ("c", 1), ("d", 1)]), &[]).await;
+    let running = Running::start(
+        Some(&clusters(&[("a", 1), ("b", 1), ("c", 1), ("d", 1)])),
+        &[],
+    )
+    .await;
     let mut client = Client::connect(&running, "web").await;
     client.accept().await;
     let changed = clusters(&[("a", 2), ("b", 2), ("c", 2), ("d", 2)]);

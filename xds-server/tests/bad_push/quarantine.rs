@@ -22,7 +22,7 @@ fn has_timeout(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newcomer_gets_the_version_that_was_accepted_last_until_it_is_mended() {
-    let running = Running::start(&clusters(&[("a", 1), ("b", 1)]), &[]).await;
+    let running = Running::start(Some(&clusters(&[("a", 1), ("b", 1)])), &[]).await;
     let mut first = Client::connect(&running, "first").await;
     first.accept().await;
     running
@@ -72,7 +72,7 @@ async fn a_newcomer_gets_the_version_that_was_accepted_last_until_it_is_mended()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_another_client_accepts_goes_to_newcomers_all_the_same() {
-    let running = Running::start(&clusters(&[("b", 1)]), &[]).await;
+    let running = Running::start(Some(&clusters(&[("b", 1)])), &[]).await;
     let mut first = Client::connect(&running, "first").await;
     let mut second = Client::connect(&running, "second").await;
     first.accept().await;
@@ -99,7 +99,7 @@ async fn what_another_client_accepts_goes_to_newcomers_all_the_same() {
 // To give none would take a working version from a client that holds one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_nothing_was_ever_accepted_newcomers_are_left_to_themselves() {
-    let running = Running::start(&clusters(&[("a", 1), ("b", 1)]), &[]).await;
+    let running = Running::start(Some(&clusters(&[("a", 1), ("b", 1)])), &[]).await;
     let mut first = Client::connect(&running, "first").await;
     let response = first.next().await;
     first.nack(&response, WORDS).await;
@@ -116,7 +116,7 @@ async fn where_nothing_was_ever_accepted_newcomers_are_left_to_themselves() {
 // Two bad pushes in a row: the first of them is no version to go back to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_bad_push_leads_back_past_the_first() {
-    let running = Running::start(&clusters(&[("b", 1)]), &[]).await;
+    let running = Running::start(Some(&clusters(&[("b", 1)])), &[]).await;
     let mut first = Client::connect(&running, "first").await;
     first.accept().await;
     for seconds in [2, 3] {

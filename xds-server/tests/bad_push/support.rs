@@ -1,39 +1,19 @@
-//! A running server, the commands that ask it, and an incremental client that answers as it is told.
+//! The commands that ask a running server, and an incremental client that answers as it is told.
 
-use std::fs;
-use std::net::SocketAddr;
 use std::process::{Command, Output};
-use std::sync::Arc;
-use std::time::Duration;
 
-use clap::Parser;
 use isthmus_proto::pb::envoy::config::core::v3::Node;
 use isthmus_proto::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use isthmus_proto::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
 };
-use isthmus_xds::Plane;
-use isthmus_xds::cli::Cli;
-use isthmus_xds::server::Server;
 use isthmus_xds_core::type_rules::CLUSTER;
-use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-/// Nothing here takes a second; a busy machine may.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-pub(crate) struct Running {
-    dir: TempDir,
-    pub(crate) plane: Arc<Plane>,
-    xds: SocketAddr,
-    admin: SocketAddr,
-    _stop: oneshot::Sender<()>,
-}
+pub(crate) use crate::running::{PATIENCE, Running};
 
 /// A document of clusters, each a name and a connect timeout.
 pub(crate) fn clusters(clusters: &[(&str, u32)]) -> String {
@@ -53,41 +33,6 @@ pub(crate) fn clusters(clusters: &[(&str, u32)]) -> String {
 }
 
 impl Running {
-    /// Serves `document`, once it is read.
-    pub(crate) async fn start(document: &str, more_args: &[&str]) -> Self {
-        let dir = TempDir::new().unwrap();
-        fs::write(dir.path().join("a.yaml"), document).unwrap();
-        let any = "127.0.0.1:0";
-        let args = ["isthmus-xds", "--xds-listen", any, "--admin-listen", any];
-        let config_dir = ["--config-dir", dir.path().to_str().unwrap()];
-        let args = args.iter().chain(&config_dir).chain(more_args);
-        let server = Server::bind(&Cli::parse_from(args)).await.unwrap();
-        let (xds, admin) = (server.xds_addr().unwrap(), server.admin_addr().unwrap());
-        let plane = server.plane();
-        let (stop, stopped) = oneshot::channel::<()>();
-        tokio::spawn(async move {
-            let stop = async { stopped.await.unwrap_or(()) };
-            server.serve(stop).await.unwrap();
-        });
-        let running = Self {
-            dir,
-            plane,
-            xds,
-            admin,
-            _stop: stop,
-        };
-        running
-            .wait_for("/readyz", |it| it.contains("200 OK"))
-            .await;
-        running
-    }
-
-    pub(crate) fn write(&self, document: &str) {
-        let dir = self.dir.path();
-        fs::write(dir.join(".part"), document).unwrap();
-        fs::rename(dir.join(".part"), dir.join("a.yaml")).unwrap();
-    }
-
     /// Writes a document and waits until it is in force.
     pub(crate) async fn push(&self, document: &str, generation: u64) {
         self.write(document);
@@ -105,35 +50,6 @@ impl Running {
         let reached = progress.wait_for(|it| it.accepted == clients);
         let reached = tokio::time::timeout(PATIENCE, reached).await;
         reached.expect("they accept it").unwrap();
-    }
-
-    pub(crate) async fn get(&self, path: &str) -> String {
-        self.exchange("GET", path, "").await
-    }
-
-    pub(crate) async fn exchange(&self, method: &str, path: &str, headers: &str) -> String {
-        let mut stream = TcpStream::connect(self.admin).await.unwrap();
-        let request =
-            format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    }
-
-    /// Returns the answer of the admin endpoint once it is as wanted.
-    pub(crate) async fn wait_for(&self, path: &str, is_it: impl Fn(&str) -> bool) -> String {
-        let seen = async {
-            loop {
-                let answer = self.get(path).await;
-                if is_it(&answer) {
-                    return answer;
-                }
-                tokio::task::yield_now().await;
-            }
-        };
-        let seen = tokio::time::timeout(PATIENCE, seen).await;
-        seen.expect("the server gets there")
     }
 
     /// Runs a command against the server.

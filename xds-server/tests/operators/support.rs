@@ -1,11 +1,7 @@
-//! A running server, its admin endpoint, and a discovery client that answers as it is told.
+//! A discovery client that answers as it is told.
 
-use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
-use clap::Parser;
 use isthmus_proto::pb::envoy::config::core::v3::Node;
 use isthmus_proto::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use isthmus_proto::pb::envoy::service::discovery::v3::{
@@ -14,98 +10,17 @@ use isthmus_proto::pb::envoy::service::discovery::v3::{
 use isthmus_proto::pb::google::protobuf::value::Kind;
 use isthmus_proto::pb::google::protobuf::{Struct, Value};
 use isthmus_proto::pb::google::rpc::Status;
-use isthmus_xds::cli::Cli;
-use isthmus_xds::server::Server;
-use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
-/// Nothing here takes a second; a busy machine may.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-
-pub(crate) struct Running {
-    pub(crate) dir: TempDir,
-    pub(crate) stop: Option<oneshot::Sender<()>>,
-    pub(crate) served: JoinHandle<()>,
-    xds: SocketAddr,
-    admin: SocketAddr,
-}
+pub(crate) use crate::running::{PATIENCE, Running};
 
 impl Running {
-    /// Serves `document`, once it is read; without one, a server that is not ready.
-    pub(crate) async fn start(document: Option<&str>, more_args: &[&str]) -> Self {
-        let dir = TempDir::new().unwrap();
-        if let Some(document) = document {
-            fs::write(dir.path().join("a.yaml"), document).unwrap();
-        }
-        let any = "127.0.0.1:0";
-        let args = ["isthmus-xds", "--xds-listen", any, "--admin-listen", any];
-        let config_dir = ["--config-dir", dir.path().to_str().unwrap()];
-        let args = args.iter().chain(&config_dir).chain(more_args);
-        let server = Server::bind(&Cli::parse_from(args)).await.unwrap();
-        let (xds, admin) = (server.xds_addr().unwrap(), server.admin_addr().unwrap());
-        let (stop, stopped) = oneshot::channel();
-        let running = tokio::spawn(async move {
-            let stop = async { stopped.await.unwrap_or(()) };
-            server.serve(stop).await.unwrap();
-        });
-        let this = Self {
-            dir,
-            stop: Some(stop),
-            served: running,
-            xds,
-            admin,
-        };
-        if document.is_some() {
-            this.wait_for("/readyz", |answer| answer.contains("200 OK"))
-                .await;
-        }
-        this
-    }
-
-    pub(crate) fn write(&self, document: &str) {
-        let dir = self.dir.path();
-        fs::write(dir.join(".part"), document).unwrap();
-        fs::rename(dir.join(".part"), dir.join("a.yaml")).unwrap();
-    }
-
-    pub(crate) async fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.admin).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    }
-
-    /// Returns the answer of the admin endpoint once it is as wanted.
-    pub(crate) async fn wait_for(&self, path: &str, is_it: impl Fn(&str) -> bool) -> String {
-        let seen = async {
-            loop {
-                let answer = self.get(path).await;
-                if is_it(&answer) {
-                    return answer;
-                }
-                tokio::task::yield_now().await;
-            }
-        };
-        let seen = tokio::time::timeout(PATIENCE, seen).await;
-        seen.expect("the server gets there")
-    }
-
     /// Connects over the Unix socket at `path`, where the kernel tells who calls.
     pub(crate) async fn unix_channel(&self, path: &Path) -> Channel {
         let endpoint = Endpoint::from_shared(format!("unix:{}", path.display())).unwrap();
-        endpoint.connect().await.unwrap()
-    }
-
-    pub(crate) async fn channel(&self) -> Channel {
-        let endpoint = Channel::from_shared(format!("http://{}", self.xds)).unwrap();
         endpoint.connect().await.unwrap()
     }
 }
