@@ -1,7 +1,8 @@
 //! The redirection rules that Istio installs in a pod, as text for `iptables-restore`, and their counters.
 //!
-//! [`render_rules`] is the contract of `redirection.md` 3.1 for a sidecar in REDIRECT mode, in Istio's order; the ids in
-//! the comments (I3, O1 …) are that table's. The lab uses it as the baseline, and below the accelerator.
+//! [`render_rules`] is what Istio installs for a sidecar in REDIRECT mode on IPv4, rule for rule, which a test proves with
+//! Istio's own code; the ids in the comments (I3, O1 …) are those of `tests/redirection_table.rs`. The lab, the demo and
+//! the benchmark use it as the baseline, and below the accelerator: they need no Go.
 
 use std::fmt::Write;
 
@@ -75,7 +76,9 @@ impl Default for Capture {
 /// Renders the `nat` table, for `iptables-restore`.
 pub fn render_rules(capture: &Capture) -> String {
     let mut rules = Rules::default();
-    rules.add("PREROUTING", format_args!("-p tcp -j ISTIO_INBOUND"));
+    if capture.include_inbound_ports != Ports::Listed(Vec::new()) {
+        rules.add("PREROUTING", format_args!("-p tcp -j ISTIO_INBOUND"));
+    }
     rules.add("OUTPUT", format_args!("-j ISTIO_OUTPUT"));
     rules.add(
         "ISTIO_REDIRECT",

@@ -23,6 +23,7 @@ pub mod envoy;
 pub mod grpc_peer;
 pub mod http;
 pub mod iptables;
+pub mod istio;
 pub mod lab;
 pub mod load;
 pub mod loopback;

@@ -1,22 +1,25 @@
 //! The accelerator's decision against Istio's rules: random annotations, random connections.
 //!
 //! One side reads the annotations as the agent does and asks `decide()`, the function that runs in the
-//! kernel. The other side is an interpreter of the very rules that the lab gives to `iptables-restore`.
-//! It knows nothing of sidecars, only of chains, matches and jumps.
+//! kernel. The other side gives them to Istio's own code and interprets the rules that come out. The
+//! interpreter knows nothing of sidecars, only of chains, matches and jumps.
 
 #[path = "decision_oracle/rules.rs"]
 mod rules;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 
 use isthmus_accel_abi::{Dial, LOOPBACK, Verdict, decide, v4_mapped};
 use isthmus_accel_core::{ResolvedPod, State, plan};
 use isthmus_api::node_config::{Capture as PodCapture, NodeConfig, PodName};
-use isthmus_integration_tests::iptables::{Capture, Ports, Ranges, render_rules};
+use isthmus_integration_tests::istio::{IstioIptables, PodSettings};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-use rules::{Outcome, Packet, Table};
+use rules::{Outcome, Packet, Protocol, Table};
+use serde_json::json;
 
 const CLIENT: u64 = 11;
 const SERVER: u64 = 22;
@@ -72,34 +75,48 @@ struct Attempt {
     port: u16,
 }
 
-fn capture() -> impl Strategy<Value = Capture> {
-    let ports = || subsequence(PORTS.to_vec(), 0..4);
-    let ranges = || {
-        let listed = subsequence(RANGES.to_vec(), 0..4);
-        listed.prop_map(|listed| listed.into_iter().map(str::to_owned).collect::<Vec<_>>())
-    };
-    let inbound = prop_oneof![Just(Ports::All), ports().prop_map(Ports::Listed)];
-    let outbound = prop_oneof![Just(Ranges::All), ranges().prop_map(Ranges::Listed)];
+fn settings() -> impl Strategy<Value = PodSettings> {
+    let ports = || subsequence(PORTS.to_vec(), 0..4).prop_map(|ports| join(&ports));
+    let ranges = || subsequence(RANGES.to_vec(), 0..4).prop_map(|ranges| ranges.join(","));
+    let all = || Just("*".to_owned());
+    let annotations = (
+        proptest::option::of(ports()),
+        proptest::option::of(ports()),
+        proptest::option::of(ranges()),
+        proptest::option::of(prop_oneof![all(), ports()]),
+        proptest::option::of(ports()),
+        proptest::option::of(prop_oneof![all(), ranges()]),
+    );
     let owner = || select(vec![1337_u32, 2102]);
-    (
-        (ports(), ports(), ranges(), inbound),
-        (ports(), outbound, owner(), owner()),
-    )
-        .prop_map(
-            |((excluded_in, excluded_out, without, inbound), (ports, ranges, uid, gid))| {
-                let sidecar = [15090, 15021, 15020];
-                Capture {
-                    exclude_inbound_ports: sidecar.into_iter().chain(excluded_in).collect(),
-                    exclude_outbound_ports: excluded_out,
-                    exclude_outbound_ranges: without,
-                    include_inbound_ports: inbound,
-                    include_outbound_ports: ports,
-                    include_outbound_ranges: ranges,
-                    proxy_gid: gid,
-                    proxy_uid: uid,
-                }
-            },
-        )
+    (annotations, owner(), owner()).prop_map(|(annotations, proxy_uid, proxy_gid)| {
+        let (excluded_in, excluded_out, without, inbound, outbound, ranges) = annotations;
+        let named = [
+            ("excludeInboundPorts", excluded_in),
+            ("excludeOutboundPorts", excluded_out),
+            ("excludeOutboundIPRanges", without),
+            ("includeInboundPorts", inbound),
+            ("includeOutboundPorts", outbound),
+            ("includeOutboundIPRanges", ranges),
+        ];
+        let named = named
+            .into_iter()
+            .filter_map(|(name, value)| Some((format!("traffic.sidecar.istio.io/{name}"), value?)));
+        PodSettings {
+            annotations: named.collect(),
+            proxy_metadata: BTreeMap::new(),
+            proxy_gid,
+            proxy_uid,
+            ..PodSettings::default()
+        }
+    })
+}
+
+fn join(ports: &[u16]) -> String {
+    ports
+        .iter()
+        .map(u16::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn attempt() -> impl Strategy<Value = Attempt> {
@@ -136,65 +153,18 @@ fn is_local(address: Ipv4Addr) -> bool {
     address.is_loopback() || address == CLIENT_IP
 }
 
-// The annotations that an operator writes for this capture.
-fn annotations(capture: &Capture) -> BTreeMap<&'static str, String> {
-    let ports = |ports: &[u16]| {
-        ports
-            .iter()
-            .map(u16::to_string)
-            .collect::<Vec<_>>()
-            .join(",")
-    };
-    BTreeMap::from([
-        (
-            "traffic.sidecar.istio.io/excludeInboundPorts",
-            ports(&capture.exclude_inbound_ports),
-        ),
-        (
-            "traffic.sidecar.istio.io/excludeOutboundPorts",
-            ports(&capture.exclude_outbound_ports),
-        ),
-        (
-            "traffic.sidecar.istio.io/excludeOutboundIPRanges",
-            capture.exclude_outbound_ranges.join(","),
-        ),
-        (
-            "traffic.sidecar.istio.io/includeInboundPorts",
-            match &capture.include_inbound_ports {
-                Ports::All => "*".to_owned(),
-                Ports::Listed(listed) => ports(listed),
-            },
-        ),
-        (
-            "traffic.sidecar.istio.io/includeOutboundPorts",
-            ports(&capture.include_outbound_ports),
-        ),
-        (
-            "traffic.sidecar.istio.io/includeOutboundIPRanges",
-            match &capture.include_outbound_ranges {
-                Ranges::All => "*".to_owned(),
-                Ranges::Listed(listed) => listed.join(","),
-            },
-        ),
-    ])
-}
-
 // What the agent would load for the two pods.
-fn load(client: &Capture, server: &Capture) -> State {
-    let pod = |name: &str, capture: &Capture| {
-        let lines = annotations(capture).into_iter();
-        let lines = lines.map(|(key, value)| format!("      {key}: \"{value}\""));
-        let annotations = lines.collect::<Vec<_>>().join("\n");
-        format!(
-            "  - name: default/{name}\n    netns: /run/netns/{name}\n    proxyUID: {}\n    proxyGID: {}\n    annotations:\n{annotations}\n",
-            capture.proxy_uid, capture.proxy_gid,
-        )
+fn load(client: &PodSettings, server: &PodSettings) -> State {
+    let pod = |name: &str, settings: &PodSettings| {
+        let netns = Path::new("/run/netns").join(name);
+        settings.node_config_entry(&format!("default/{name}"), &netns)
     };
-    let text = format!(
-        "apiVersion: isthmus.io/v1alpha1\nkind: NodeConfig\npods:\n{}{}",
-        pod("client", client),
-        pod("server", server)
-    );
+    let text = json!({
+        "apiVersion": "isthmus.io/v1alpha1",
+        "kind": "NodeConfig",
+        "pods": [pod("client", client), pod("server", server)],
+    })
+    .to_string();
     let config = NodeConfig::parse(text.as_bytes()).expect("the annotations are Istio's own words");
     let places = [
         ("default/client", CLIENT, CLIENT_IP),
@@ -223,9 +193,14 @@ fn load(client: &Capture, server: &Capture) -> State {
 // Where iptables sends a connection, without the accelerator.
 fn by_iptables(attempt: &Attempt, client: &Table, server: &Table) -> End {
     let packet = Packet {
-        is_on_loopback: is_local(attempt.destination),
-        source: attempt.source,
-        destination: attempt.destination,
+        protocol: Protocol::Tcp,
+        interface: if is_local(attempt.destination) {
+            "lo"
+        } else {
+            "eth0"
+        },
+        source: attempt.source.into(),
+        destination: attempt.destination.into(),
         port: attempt.port,
         uid: attempt.uid,
         gid: attempt.gid,
@@ -278,7 +253,7 @@ fn decided(attempt: &Attempt, state: &State) -> Option<End> {
 }
 
 // Connections that the accelerator may leave to iptables although iptables captures them.
-fn may_be_left(attempt: &Attempt, end: End, client: &Capture) -> bool {
+fn may_be_left(attempt: &Attempt, end: End, client: &PodSettings) -> bool {
     let is_dns = attempt.port == 53;
     match end {
         End::OwnOutbound => is_dns,
@@ -288,11 +263,23 @@ fn may_be_left(attempt: &Attempt, end: End, client: &Capture) -> bool {
         // only where O1 leaves the question of who sends open.
         End::PeerInbound => {
             let is_proxy = attempt.uid == client.proxy_uid || attempt.gid == client.proxy_gid;
-            let is_excluded = client.exclude_outbound_ports.contains(&attempt.port);
+            let is_excluded = excluded_outbound_ports(client).contains(&attempt.port);
             let is_reserved = LEFT_TO_IPTABLES_INBOUND.contains(&attempt.port);
             !is_proxy || is_excluded || is_dns || is_reserved
         }
     }
+}
+
+// By the annotation, or by the plugin's default.
+fn excluded_outbound_ports(settings: &PodSettings) -> Vec<u16> {
+    let name = "traffic.sidecar.istio.io/excludeOutboundPorts";
+    let list = settings
+        .annotations
+        .get(name)
+        .map_or("15020", String::as_str);
+    list.split(',')
+        .filter_map(|port| port.parse().ok())
+        .collect()
 }
 
 proptest! {
@@ -300,13 +287,12 @@ proptest! {
 
     #[test]
     fn the_decision_is_that_of_istios_rules(
-        client in capture(),
-        server in capture(),
+        client in settings(),
+        server in settings(),
         attempts in prop::collection::vec(attempt(), 24),
     ) {
         let state = load(&client, &server);
-        let client_rules = Table::parse(&render_rules(&client));
-        let server_rules = Table::parse(&render_rules(&server));
+        let (client_rules, server_rules) = (istios_rules(&client), istios_rules(&server));
         for attempt in attempts {
             let expected = by_iptables(&attempt, &client_rules, &server_rules);
             match decided(&attempt, &state) {
@@ -318,4 +304,17 @@ proptest! {
             }
         }
     }
+}
+
+fn istios_rules(settings: &PodSettings) -> Table {
+    thread_local! {
+        static ISTIO: RefCell<IstioIptables> =
+            RefCell::new(IstioIptables::start().expect("`cargo xtask setup` builds it"));
+    }
+    let rules = ISTIO.with_borrow_mut(|istio| istio.rules(&settings.istio_config()));
+    Table::parse(
+        &rules
+            .expect("Istio takes every one of these configurations")
+            .v4,
+    )
 }

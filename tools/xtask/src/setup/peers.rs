@@ -1,5 +1,5 @@
-//! gRPC's libraries for the languages whose xDS clients the lab runs. What is fetched is pinned by the files beside
-//! the clients: pip, npm and go refuse anything of another hash.
+//! gRPC's libraries for the languages whose xDS clients the lab runs, and Istio's rule maker. What is fetched is pinned
+//! by the files beside the programs: pip, npm and go refuse anything of another hash.
 
 use std::fs;
 use std::path::Path;
@@ -25,12 +25,39 @@ const NODE: [DebianPackage; 2] = [
     },
 ];
 
-/// Go, for gRPC's client in it; the module's own toolchain line picks the version.
+/// Go, for the programs in it; each module's own toolchain line picks the version.
 const GO: DebianPackage = DebianPackage {
     program: "go",
     package: "golang-go",
-    why: "builds gRPC's Go client",
+    why: "builds gRPC's Go client and Istio's rule maker",
 };
+
+/// A program in Go, in `peers/DIR` with its `main.go`, `go.mod` and `go.sum`.
+struct GoProgram {
+    /// Directory of its source.
+    dir: &'static str,
+    /// Name of its directory among the tools.
+    name: &'static str,
+    /// Name of the program in that directory.
+    program: &'static str,
+    /// What it is, for the line that setup prints.
+    what: &'static str,
+}
+
+const GO_PROGRAMS: [GoProgram; 2] = [
+    GoProgram {
+        dir: "go",
+        name: "grpc-go",
+        program: "peer",
+        what: "google.golang.org/grpc (a gRPC client of isthmus-xds in Go)",
+    },
+    GoProgram {
+        dir: "istio-iptables",
+        name: "istio-iptables",
+        program: "istio-iptables",
+        what: "istio.io/istio (its redirection rules, which the accelerator is compared with)",
+    },
+];
 
 /// Name of the file that says what a directory of libraries was made from.
 const STAMP: &str = "isthmus-setup";
@@ -44,21 +71,29 @@ pub(crate) fn ensure(workspace: &Workspace) -> anyhow::Result<()> {
     let peers = workspace.root().join("integration-tests/peers");
     python(&workspace.tools(), &peers.join("python"))?;
     javascript(&workspace.tools(), &peers.join("javascript"))?;
-    go(&workspace.tools(), &peers.join("go"))
+    ensure_debian(&[GO])?;
+    GO_PROGRAMS
+        .iter()
+        .try_for_each(|program| go(&workspace.tools(), &peers, program))
 }
 
-fn go(tools: &Path, peer: &Path) -> anyhow::Result<()> {
-    ensure_debian(&[GO])?;
+fn go(tools: &Path, peers: &Path, program: &GoProgram) -> anyhow::Result<()> {
+    let source = peers.join(program.dir);
     // The program is made from its source as well as from its libraries.
-    let mut stamp = stamp("go", "version", &peer.join("go.sum"))?;
-    stamp.push_str(&fs::read_to_string(peer.join("main.go"))?);
-    install(tools, "grpc-go", &stamp, |dir| {
-        println!("setup: building google.golang.org/grpc (a gRPC client of isthmus-xds in Go)");
+    let mut stamp = stamp("go", "version", &source.join("go.sum"))?;
+    stamp.push_str(&fs::read_to_string(source.join("main.go"))?);
+    install(tools, program.name, &stamp, |dir| {
+        println!("setup: building {}", program.what);
         run(Command::new("go")
             .args(["build", "-mod=readonly", "-o"])
-            .arg(dir.join("peer"))
-            .current_dir(peer))
-        .context("gRPC's Go client could not be built: is the Go module proxy reachable, and do go.mod and go.sum agree?")
+            .arg(dir.join(program.program))
+            .current_dir(&source))
+        .with_context(|| {
+            format!(
+                "{} could not be built: is the Go module proxy reachable, and do go.mod and go.sum agree?",
+                source.display()
+            )
+        })
     })
 }
 
