@@ -40,7 +40,10 @@ on to be accelerated, and the next `run` takes over.";
 
 const DETACH_EXAMPLES: &str = "\
 Removes programs, maps and pins. Connections go on by TCP. Asks for the agent to be stopped first: it would
-hold on to its maps. Detaching twice is no error.";
+hold on to its maps. Detaching twice is no error.
+
+No byte is lost. Readers get --timeout to read what has skipped TCP/IP; sockets whose reader stalls longer keep
+it, and one program with its maps, until they are closed. What is left then frees itself.";
 
 /// Moves traffic between applications and sidecars of one node from socket to socket.
 #[derive(Debug, Parser)]
@@ -128,6 +131,10 @@ pub struct Status {
 #[derive(Args, Debug)]
 #[command(after_help = DETACH_EXAMPLES)]
 pub struct Detach {
+    /// How long to wait for readers that stall.
+    #[arg(default_value_t = 10, long, value_name = "SECONDS")]
+    pub timeout: u64,
+
     #[command(flatten)]
     #[allow(
         missing_docs,

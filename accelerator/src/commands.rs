@@ -5,12 +5,13 @@ use std::{
     io::{self, IsTerminal, Write},
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
-use isthmus_accel_abi::SettingsMode;
+use isthmus_accel_abi::{SettingsMode, program};
 use isthmus_accel_datapath::{
     Datapath, DatapathError, NeededBy,
-    linux::{self, LinuxDatapath, LoadOptions},
+    linux::{self, LinuxDatapath, LoadOptions, Patience, Unread},
     probe as datapath_probe,
 };
 use serde::Serialize;
@@ -100,7 +101,7 @@ fn load(
 ) -> Result<LinuxDatapath, DatapathError> {
     let was_loaded = pin_dir.exists();
     LinuxDatapath::open_or_load(pin_dir, cgroup_root, options).inspect_err(|_| {
-        if !was_loaded && let Err(error) = linux::detach(pin_dir) {
+        if !was_loaded && let Err(error) = linux::detach(pin_dir, &Patience::NONE, &mut |_| {}) {
             tracing::warn!("{}", render_chain(&error));
         }
     })
@@ -166,7 +167,13 @@ fn detach(args: &Detach, out: &mut dyn Write) -> Result<ExitCode, CommandError> 
         Err(error) => vec![format!("what could not be read ({})", render_chain(&error))],
     };
     let had_pins = pin_dir.exists();
-    let report = linux::detach(pin_dir)?;
+    let patience = Patience {
+        reading: Duration::from_secs(args.timeout),
+        ..Patience::default()
+    };
+    let report = linux::detach(pin_dir, &patience, &mut |unread| {
+        eprintln!("waiting for {} to be read", render_unread(unread));
+    })?;
     runtime_dir.remove()?;
     drop(lock);
 
@@ -181,18 +188,24 @@ fn detach(args: &Detach, out: &mut dyn Write) -> Result<ExitCode, CommandError> 
     if had_pins {
         let _ = writeln!(answer, "removed {}", pin_dir.display());
     }
-    if report.sockets > 0 {
-        let _ = writeln!(answer, "{} sockets go on by TCP", report.sockets);
+    let released = report.sockets.saturating_sub(report.unread.sockets);
+    if released > 0 {
+        let _ = writeln!(answer, "{released} sockets go on by TCP");
     }
-    if report.lost_bytes > 0 {
-        let lost = report.lost_bytes;
+    if report.unread.sockets > 0 {
         let _ = writeln!(
             answer,
-            "{lost} bytes were lost: their readers did not read within 5 s"
+            "{} can still be read: until those sockets are closed, they keep program {} and its maps",
+            render_unread(report.unread),
+            program::SK_MSG,
         );
     }
     print(out, &answer)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn render_unread(unread: Unread) -> String {
+    format!("{} bytes at {} sockets", unread.bytes, unread.sockets)
 }
 
 fn describe(datapath: &LinuxDatapath) -> Result<Vec<String>, DatapathError> {

@@ -209,7 +209,7 @@ impl SettingsMode {
     pub const SOCKMAP: Self = Self(1);
 }
 
-/// The one element of `SETTINGS`.
+/// The one element of `SETTINGS`. Every version of it begins with these two fields.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Settings {

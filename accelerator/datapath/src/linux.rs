@@ -2,6 +2,7 @@
 
 mod btf;
 mod detach;
+mod installation;
 mod kernel_version;
 mod load;
 mod maps;
@@ -18,7 +19,7 @@ use isthmus_accel_core::{MapOp, State};
 
 pub use self::{
     btf::{KernelOffsets, VMLINUX_BTF},
-    detach::{DetachReport, detach},
+    detach::{DetachReport, Patience, Unread, detach},
     kernel_version::KernelVersion,
     load::{LoadOptions, try_programs},
     mounts::{BpfFs, DEFAULT_BPFFS, DEFAULT_PIN_DIR, cgroup_root, ensure_bpffs, is_bpffs},
@@ -253,7 +254,7 @@ impl LinuxDatapath {
         };
         let is_attached = match hook {
             Hook::Cgroup(_) => match sys::open_pinned(&self.pins.link(name)) {
-                Ok(link) => id == Some(sys::link_program_id(link.as_fd()).map_err(failed)?),
+                Ok(link) => id == Some(sys::link_facts(link.as_fd()).map_err(failed)?.program_id),
                 Err(_) => false,
             },
             // Kernels before 5.20 cannot tell; the program stays attached as long as the map lives.

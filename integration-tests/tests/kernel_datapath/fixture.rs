@@ -16,8 +16,10 @@ use std::{
 use isthmus_accel_abi::{Hop, HopKey, HopStats, PodConfig, SettingsMode, v4_mapped};
 use isthmus_accel_core::MapOp;
 use isthmus_accel_datapath::{
-    Datapath as _,
-    linux::{DEFAULT_BPFFS, LinuxDatapath, LoadOptions, cgroup_root, detach},
+    Datapath as _, DatapathError,
+    linux::{
+        DEFAULT_BPFFS, DetachReport, LinuxDatapath, LoadOptions, Patience, cgroup_root, detach,
+    },
 };
 
 /// User and group of the application.
@@ -100,6 +102,11 @@ impl Fixture {
     }
 }
 
+/// Takes everything out of the kernel.
+pub(crate) fn take_out(pin_dir: &Path, patience: &Patience) -> Result<DetachReport, DatapathError> {
+    detach(pin_dir, patience, &mut |_| {})
+}
+
 /// Removes what killed tests have left. (A test that only panics removes its own.)
 fn remove_leftovers() {
     for dir in std::fs::read_dir(DEFAULT_BPFFS)
@@ -113,7 +120,7 @@ fn remove_leftovers() {
             .and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
         let is_left = |pid| !Path::new("/proc").join(pid).exists();
         if pid.is_some_and(is_left)
-            && let Err(error) = detach(&dir.path())
+            && let Err(error) = take_out(&dir.path(), &Patience::NONE)
         {
             eprintln!("{} stays: {}", dir.path().display(), chain(&error));
         }
@@ -122,7 +129,7 @@ fn remove_leftovers() {
 
 impl Drop for Fixture {
     fn drop(&mut self) {
-        if let Err(error) = detach(&self.pin_dir) {
+        if let Err(error) = take_out(&self.pin_dir, &Patience::NONE) {
             eprintln!(
                 "{} is left behind: {}",
                 self.pin_dir.display(),

@@ -8,14 +8,14 @@ use std::{
     thread,
 };
 
-use isthmus_accel_abi::{Hop, map};
+use isthmus_accel_abi::{Hop, map, program};
 use isthmus_accel_datapath::{
     Datapath as _, DatapathError, NeededBy, ProgramRow,
-    linux::{DetachReport, LinuxDatapath, detach},
+    linux::{DetachReport, LinuxDatapath, Patience, Unread},
     probe,
 };
 
-use crate::fixture::{APP, Fixture, PROXY, Pod, VIP, original_dst};
+use crate::fixture::{APP, Fixture, PATIENCE, PROXY, Pod, VIP, original_dst, take_out, wait_until};
 
 const OUTBOUND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15_001);
 
@@ -47,6 +47,27 @@ fn pinned(pin_dir: &Path, kind: &str, subdir: &str) -> Vec<u64> {
             .unwrap_or_else(|| panic!("{}: {row}", path.display()))
     };
     files.map(id).collect()
+}
+
+/// What was pinned under a directory, by kind and the kernel's ids.
+#[derive(Debug)]
+struct Objects([(&'static str, Vec<u64>); 3]);
+
+impl Objects {
+    fn pinned(pin_dir: &Path) -> Self {
+        let kinds = [("prog", "programs"), ("map", "maps"), ("link", "links")];
+        Self(kinds.map(|(kind, subdir)| (kind, pinned(pin_dir, kind, subdir))))
+    }
+
+    /// Those that the kernel still has.
+    fn left(&self) -> Vec<(&'static str, u64)> {
+        let left = |(kind, ours): &(&'static str, Vec<u64>)| {
+            let (kind, all) = (*kind, ids(kind));
+            let left = ours.iter().filter(move |id| all.contains(id));
+            left.map(move |id| (kind, *id)).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(left).collect()
+    }
 }
 
 #[test]
@@ -119,22 +140,18 @@ fn nothing_is_left_after_a_detach() {
     let mut fixture = Fixture::load();
     fixture.add_pod(&pod);
     let pin_dir = fixture.pin_dir.clone();
-    let kinds = [("prog", "programs"), ("map", "maps"), ("link", "links")];
-    let ours = kinds.map(|(kind, subdir)| (kind, pinned(&pin_dir, kind, subdir)));
-    assert_eq!(ours.each_ref().map(|(_, ids)| ids.len()), [6, 12, 4]);
+    let ours = Objects::pinned(&pin_dir);
+    let counts = ours.0.each_ref().map(|(_, ids)| ids.len());
+    assert_eq!(counts[..2], [program::ALL.len() + 1, map::ALL.len()]);
+    assert!(counts[2] > 0, "there are links");
 
-    detach(&pin_dir).expect("it can be removed");
+    take_out(&pin_dir, &Patience::default()).expect("it can be removed");
     // The handles of this process are the last that hold the maps.
     drop(fixture);
-    for (kind, ours) in ours {
-        crate::fixture::wait_until("the kernel has let go", || {
-            let left = ids(kind);
-            ours.iter().all(|id| !left.contains(id))
-        });
-    }
+    wait_until("the kernel has let go", || ours.left().is_empty());
     assert!(!pin_dir.exists());
     assert_eq!(
-        detach(&pin_dir).expect("twice is fine"),
+        take_out(&pin_dir, &Patience::default()).expect("twice is fine"),
         DetachReport::default()
     );
     let error = LinuxDatapath::open_pinned(&pin_dir).expect_err("it is gone");
@@ -156,10 +173,16 @@ fn a_detach_waits_for_what_is_parked_and_connections_go_on() {
         10_000
     );
 
+    let ours = Objects::pinned(&fixture.pin_dir);
     let pin_dir = fixture.pin_dir.clone();
-    let detaching = thread::spawn(move || detach(&pin_dir).expect("it can be removed"));
+    let patience = Patience {
+        reading: PATIENCE,
+        ..Patience::NONE
+    };
+    let detaching =
+        thread::spawn(move || take_out(&pin_dir, &patience).expect("it can be removed"));
     // Detached from new connections, but not done: the reader has not read.
-    crate::fixture::wait_until("the sockmap is off", || {
+    wait_until("the sockmap is off", || {
         fixture.datapath.mode().expect("the map can be read")
             == isthmus_accel_abi::SettingsMode::REDIRECT_ONLY
     });
@@ -168,16 +191,52 @@ fn a_detach_waits_for_what_is_parked_and_connections_go_on() {
     accepted.read_exact(&mut bytes).expect("nothing is lost");
     assert_eq!(bytes, message);
     let report = detaching.join().expect("it ends");
-    assert_eq!((report.sockets, report.lost_bytes), (2, 0));
+    assert_eq!((report.sockets, report.unread), (2, Unread::default()));
 
     let mut bytes = [0; 6];
     accepted.read_exact(&mut bytes).expect("TCP goes on");
     assert_eq!(&bytes, b"by TCP");
     drop(fixture);
+    wait_until("the connection has let go too", || ours.left().is_empty());
     app.write_all(b"more").expect("it is connected");
     let mut bytes = [0; 4];
     accepted.read_exact(&mut bytes).expect("TCP goes on");
     assert_eq!(&bytes, b"more");
+}
+
+#[test]
+fn a_reader_that_stalls_through_a_detach_loses_nothing_and_leaves_nothing() {
+    let pod = Pod::alone([198, 18, 0, 1]);
+    let mut fixture = Fixture::load();
+    fixture.add_pod(&pod);
+    let proxy = pod.listen(PROXY, OUTBOUND);
+    let mut app = pod.connect(APP, VIP).expect("the proxy listens");
+    let (mut accepted, _) = proxy.accept().expect("a connection");
+    let parked = vec![7; 10_000];
+    app.write_all(&parked).expect("it is connected");
+    let ours = Objects::pinned(&fixture.pin_dir);
+
+    let report = take_out(&fixture.pin_dir, &Patience::NONE).expect("it can be removed");
+    let unread = Unread {
+        sockets: 1,
+        bytes: 10_000,
+    };
+    assert_eq!((report.sockets, report.unread), (2, unread));
+    assert!(!fixture.pin_dir.exists());
+    drop(fixture);
+    wait_until("all but what the socket holds is gone", || {
+        let left = ours.left();
+        left.iter().all(|(kind, _)| *kind != "link")
+            && left.iter().filter(|(kind, _)| *kind == "prog").count() == 1
+    });
+
+    app.write_all(b"by TCP").expect("it is connected");
+    let mut bytes = Vec::new();
+    drop(app);
+    accepted.read_to_end(&mut bytes).expect("nothing is lost");
+    assert_eq!(bytes, [&parked[..], b"by TCP"].concat());
+    drop(accepted);
+    wait_until("the rest is gone with it", || ours.left().is_empty());
 }
 
 #[test]

@@ -1,91 +1,113 @@
 //! Taking everything out again, without losing a byte.
 
 use std::{
-    os::fd::AsFd,
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use isthmus_accel_abi::{Settings, SettingsMode, SockKey, program};
-
-use super::{maps::Maps, pins::Pins, sys};
+pub use super::installation::Unread;
+use super::installation::{Duty, Installation};
 use crate::DatapathError;
 
-/// How long established connections may take to be taken over by the accepting end: many times a
-/// handshake on one machine.
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(1);
-/// How long readers may take to read what was redirected before. Those that stall longer lose it.
-const READER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a message may be on its way to the reader after the sockmap was switched off: many times
+/// what a sender needs to get the reader's lock.
+const REDIRECT_PATIENCE: Duration = Duration::from_millis(250);
 /// How often a condition is looked at while waiting for it.
-const POLL_INTERVAL: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How often the caller is told what is waited for.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long [`detach`] waits, at the most.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Patience {
+    /// For proxies to accept what was redirected to them and to ask where it was going: many times what
+    /// that takes on one machine.
+    pub accepting: Duration,
+    /// For readers to read what was redirected to them.
+    pub reading: Duration,
+}
+
+impl Patience {
+    /// Waits for nobody. No byte is lost, but a connection may be accepted without its destination.
+    pub const NONE: Self = Self {
+        accepting: Duration::ZERO,
+        reading: Duration::ZERO,
+    };
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            accepting: Duration::from_secs(2),
+            reading: Duration::from_secs(10),
+        }
+    }
+}
 
 /// What [`detach`] found and left.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct DetachReport {
-    /// Sockets that were in the sockmap; their connections go on by TCP.
+    /// Sockets that were in the sockmap.
     pub sockets: usize,
-    /// Bytes that were redirected and had not been read within 5 s: they are lost.
-    pub lost_bytes: u64,
+    /// What had not been read in time. These sockets keep the `sk_msg` program and the maps that it
+    /// uses, without any pin, until they are closed; what they hold can be read until then. All others
+    /// are plain TCP sockets again.
+    pub unread: Unread,
 }
 
 /// Removes programs, links, maps, pins and directories. With nothing there, it does nothing.
 ///
-/// New connections are left alone first; then nothing skips TCP any more; then, bounded, the readers
-/// get the time to read what already did; then the maps go. The BPF filesystem stays mounted.
+/// New connections are left alone first; then nothing skips TCP any more; then, bounded, proxies and
+/// readers get the time that they need; then the rest goes. The BPF filesystem stays mounted. `progress`
+/// is told once a second what is still to be read.
 ///
 /// # Errors
 ///
 /// Returns [`DatapathError::Kernel`] for what could not be removed; calling it again goes on.
-pub fn detach(pin_dir: &Path) -> Result<DetachReport, DatapathError> {
-    let pins = Pins::new(pin_dir);
-    Pins::unpin(&pins.link(program::CONNECT4))?;
+pub fn detach(
+    pin_dir: &Path,
+    patience: &Patience,
+    progress: &mut dyn FnMut(Unread),
+) -> Result<DetachReport, DatapathError> {
+    let installation = Installation::at(pin_dir);
+    installation.unhook(Duty::NewTraffic)?;
+    installation.stop_skipping_tcp()?;
+    let stopped = Instant::now();
+    let sockets = installation.sockets()?;
 
-    // What cannot be opened cannot be waited for, but is removed all the same.
-    let mut report = DetachReport::default();
-    if let Ok(maps) = Maps::open(&pins) {
-        if let Ok(settings) = Maps::settings(&pins) {
-            let stopped = Settings {
-                mode: SettingsMode::REDIRECT_ONLY,
-                ..settings
-            };
-            maps.settings.put(&0, &stopped)?;
-        }
-        let deadline = Instant::now() + HANDSHAKE_PATIENCE;
-        while !maps.tuples.keys()?.is_empty() && Instant::now() < deadline {
-            thread::sleep(POLL_INTERVAL);
-        }
-        Pins::unpin(&pins.link(program::SOCK_OPS))?;
-        report = drain(&pins, &maps)?;
+    if installation.has_pods()? {
+        // Whatever is established by then sits in the queue of a listener for a moment.
+        wait_until(patience.accepting, || {
+            installation.has_handshakes().map(|has_any| !has_any)
+        })?;
+        thread::sleep(patience.accepting.saturating_sub(stopped.elapsed()));
     }
-    pins.remove_all()?;
-    Ok(report)
+    let mut unread = Unread::default();
+    if sockets > 0 {
+        thread::sleep(REDIRECT_PATIENCE.saturating_sub(stopped.elapsed()));
+        let mut last_report = Instant::now();
+        wait_until(patience.reading, || {
+            unread = installation.release_drained()?;
+            if last_report.elapsed() >= REPORT_INTERVAL {
+                last_report = Instant::now();
+                progress(unread);
+            }
+            Ok(unread == Unread::default())
+        })?;
+    }
+    installation.remove()?;
+    Ok(DetachReport { sockets, unread })
 }
 
-/// Waits until each socket was seen once with nothing parked: nothing is parked any more by then.
-fn drain(pins: &Pins, maps: &Maps) -> Result<DetachReport, DatapathError> {
-    let mut waiting = maps.ends.keys()?;
-    let sockets = waiting.len();
-    let Ok(program) = sys::open_pinned(&pins.program(program::PARKED)) else {
-        return Ok(DetachReport {
-            sockets,
-            lost_bytes: 0,
-        });
-    };
-    let parked =
-        |key: &SockKey| sys::test_run(program.as_fd(), bytemuck::bytes_of(key)).unwrap_or(0);
-
-    let deadline = Instant::now() + READER_PATIENCE;
-    loop {
-        waiting.retain(|key| parked(key) > 0);
-        if waiting.is_empty() || Instant::now() >= deadline {
-            break;
-        }
+// Looks at least once, and ends after the patience in any case.
+fn wait_until(
+    patience: Duration,
+    mut is_done: impl FnMut() -> Result<bool, DatapathError>,
+) -> Result<(), DatapathError> {
+    let deadline = Instant::now() + patience;
+    while !is_done()? && Instant::now() < deadline {
         thread::sleep(POLL_INTERVAL);
     }
-    let lost_bytes = waiting.iter().map(|key| u64::from(parked(key))).sum();
-    Ok(DetachReport {
-        sockets,
-        lost_bytes,
-    })
+    Ok(())
 }

@@ -267,7 +267,7 @@ fn attach(
             let path = pins.link(name);
             if let Ok(link) = sys::open_pinned(&path) {
                 let wanted = sys::program_facts(program).map_err(failed)?.id;
-                if sys::link_program_id(link.as_fd()).map_err(failed)? != wanted {
+                if sys::link_facts(link.as_fd()).map_err(failed)?.program_id != wanted {
                     sys::update_link(link.as_fd(), program).map_err(failed)?;
                 }
                 return Ok(());

@@ -1,6 +1,7 @@
 //! The maps by their types, over raw calls.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     marker::PhantomData,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -142,6 +143,76 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         .map_err(self.failed("read"))?;
         values.truncate(if is_there { cpus } else { 0 });
         Ok(values)
+    }
+}
+
+/// A map whose layout only another version knows.
+#[derive(Debug)]
+pub(crate) struct RawMap {
+    name: &'static str,
+    fd: OwnedFd,
+    facts: MapFacts,
+}
+
+impl RawMap {
+    pub(crate) fn open(pins: &Pins, name: &'static str) -> Result<Self, DatapathError> {
+        let opened = sys::open_pinned(&pins.map(name))
+            .and_then(|fd| sys::map_facts(fd.as_fd()).map(|facts| (fd, facts)));
+        let (fd, facts) = opened.map_err(|source| DatapathError::Map {
+            map: name,
+            action: "opened",
+            source,
+        })?;
+        Ok(Self { name, fd, facts })
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, DatapathError> {
+        let mut value = vec![0; self.facts.value_size_bytes as usize];
+        let is_there = sys::map_lookup(self.fd.as_fd(), key, &mut value)
+            .map_err(|source| self.failed("read", source))?;
+        Ok(is_there.then_some(value))
+    }
+
+    pub(crate) fn put(&self, key: &[u8], value: &[u8]) -> Result<(), DatapathError> {
+        sys::map_update(self.fd.as_fd(), key, value)
+            .map_err(|source| self.failed("written", source))
+    }
+
+    pub(crate) fn remove(&self, key: &[u8]) -> Result<bool, DatapathError> {
+        sys::map_delete(self.fd.as_fd(), key).map_err(|source| self.failed("written", source))
+    }
+
+    pub(crate) fn has_entries(&self) -> Result<bool, DatapathError> {
+        Ok(self.next_key(None)?.is_some())
+    }
+
+    /// As [`TypedMap::keys`], each once.
+    pub(crate) fn keys(&self) -> Result<BTreeSet<Vec<u8>>, DatapathError> {
+        let mut keys = BTreeSet::new();
+        let mut last: Option<Vec<u8>> = None;
+        for _ in 0..self.facts.max_entries.saturating_mul(2) {
+            let Some(next) = self.next_key(last.as_deref())? else {
+                break;
+            };
+            keys.insert(next.clone());
+            last = Some(next);
+        }
+        Ok(keys)
+    }
+
+    fn next_key(&self, key: Option<&[u8]>) -> Result<Option<Vec<u8>>, DatapathError> {
+        let mut next = vec![0; self.facts.key_size_bytes as usize];
+        let is_there = sys::map_next_key(self.fd.as_fd(), key, &mut next)
+            .map_err(|source| self.failed("read", source))?;
+        Ok(is_there.then_some(next))
+    }
+
+    fn failed(&self, action: &'static str, source: io::Error) -> DatapathError {
+        DatapathError::Map {
+            map: self.name,
+            action,
+            source,
+        }
     }
 }
 

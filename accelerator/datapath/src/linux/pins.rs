@@ -13,6 +13,7 @@ use std::{
 
 use crate::DatapathError;
 
+/// In the order in which they are removed: what is not attached any more needs nothing.
 const SUBDIRS: [&str; 3] = ["links", "programs", "maps"];
 
 /// Names of everything under one pin directory.
@@ -44,6 +45,10 @@ impl Pins {
         self.dir.join("links").join(name)
     }
 
+    pub(crate) fn links(&self) -> PathBuf {
+        self.dir.join("links")
+    }
+
     pub(crate) fn make_dirs(&self) -> Result<(), DatapathError> {
         for name in SUBDIRS {
             let dir = self.dir.join(name);
@@ -66,26 +71,13 @@ impl Pins {
         }
     }
 
-    /// Removes every pin, then the directory, and its parent if that is empty and ours too.
+    /// Removes every pin and every directory below this one, then the directory, and its parent if that
+    /// is empty and ours too.
     pub(crate) fn remove_all(&self) -> Result<(), DatapathError> {
-        let failed = |path: &Path, source| DatapathError::Kernel {
-            action: format!("removing {}", path.display()),
-            source,
-        };
         for name in SUBDIRS {
-            let dir = self.dir.join(name);
-            let Ok(files) = fs::read_dir(&dir) else {
-                continue;
-            };
-            for file in files {
-                let file = file.map_err(|source| failed(&dir, source))?;
-                Self::unpin(&file.path())?;
-            }
-            fs::remove_dir(&dir).map_err(|source| failed(&dir, source))?;
+            remove_dir(&self.dir.join(name))?;
         }
-        if self.dir.is_dir() {
-            fs::remove_dir(&self.dir).map_err(|source| failed(&self.dir, source))?;
-        }
+        remove_dir(&self.dir)?;
         // `<bpffs>/isthmus` may hold another version's directory, or not be ours at all.
         if let Some(parent) = self.dir.parent()
             && parent.file_name().is_some_and(|name| name == "isthmus")
@@ -94,4 +86,24 @@ impl Pins {
         }
         Ok(())
     }
+}
+
+/// Removes a directory with what is in it; absent is fine.
+fn remove_dir(dir: &Path) -> Result<(), DatapathError> {
+    let failed = |source| DatapathError::Kernel {
+        action: format!("removing {}", dir.display()),
+        source,
+    };
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Ok(());
+    };
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            remove_dir(&path)?;
+        } else {
+            Pins::unpin(&path)?;
+        }
+    }
+    fs::remove_dir(dir).map_err(failed)
 }

@@ -42,6 +42,14 @@ pub(crate) struct ProgramFacts {
     pub(crate) tag: [u8; 8],
 }
 
+/// What the kernel says about a link.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct LinkFacts {
+    pub(crate) program_id: u32,
+    /// Number of the hook, for links to a cgroup or a network namespace.
+    pub(crate) attach_type: Option<u32>,
+}
+
 /// What the kernel says about a map.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct MapFacts {
@@ -295,10 +303,23 @@ pub(crate) fn program_facts(program: BorrowedFd<'_>) -> io::Result<ProgramFacts>
     Ok(ProgramFacts { id: info[1], tag })
 }
 
-/// Asks about a link: the id of its program.
-pub(crate) fn link_program_id(link: BorrowedFd<'_>) -> io::Result<u32> {
-    // `struct bpf_link_info`: type, id, prog_id.
-    Ok(object_info::<4>(link)?[2])
+/// Asks about a link.
+pub(crate) fn link_facts(link: BorrowedFd<'_>) -> io::Result<LinkFacts> {
+    // `enum bpf_link_type`.
+    const CGROUP: u32 = 3;
+    const NETNS: u32 = 5;
+    // `struct bpf_link_info`: type, id, prog_id, a hole, then by type: the cgroup's id of 8 bytes or the
+    // namespace's inode of 4, and the attach type.
+    let info = object_info::<7>(link)?;
+    let attach_type = match info[0] {
+        CGROUP => Some(info[6]),
+        NETNS => Some(info[5]),
+        _ => None,
+    };
+    Ok(LinkFacts {
+        program_id: info[2],
+        attach_type,
+    })
 }
 
 /// Asks about a map.
