@@ -80,7 +80,7 @@ pub struct Places {
 }
 
 /// `v1` is the version of the layouts in it.
-pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/isthmus/v1";
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/isthmus/v2";
 
 /// Loads the programs, or takes over what is loaded, and keeps them fed with the pods of a file.
 #[derive(Args, Debug)]

@@ -10,14 +10,14 @@ use std::{
     thread,
 };
 
+use isthmus_accel_abi::ENVOY_INBOUND_SOURCE_V6;
 use isthmus_accel_datapath::netns_cookie;
 use nix::{fcntl::OFlag, ifaddrs::getifaddrs, sched::CloneFlags};
 
 /// A network namespace as it was when somebody looked.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Namespace {
-    /// Addresses of its interfaces without loopback and link-local ones; only IPv4, which is all that
-    /// is redirected. Never empty.
+    /// Addresses of its interfaces without loopback and link-local ones. Never empty.
     pub addrs: BTreeSet<IpAddr>,
     /// The kernel's cookie.
     pub cookie: u64,
@@ -49,7 +49,7 @@ pub enum LookupError {
         source: io::Error,
     },
     /// The network of the pod is not set up yet, or is being taken down.
-    #[error("{} has no IPv4 address yet", path.display())]
+    #[error("{} has no address yet", path.display())]
     NoAddress {
         /// The path.
         path: PathBuf,
@@ -168,9 +168,21 @@ fn cookie_here() -> io::Result<u64> {
 
 fn addrs_here() -> io::Result<BTreeSet<IpAddr>> {
     let as_pod_addr = |addr: nix::ifaddrs::InterfaceAddress| {
-        let ip = addr.address?.as_sockaddr_in()?.ip();
-        let is_of_pod = !ip.is_loopback() && !ip.is_link_local() && !ip.is_unspecified();
-        is_of_pod.then_some(IpAddr::V4(ip))
+        let storage = addr.address?;
+        let v4 = storage.as_sockaddr_in().map(|addr| IpAddr::V4(addr.ip()));
+        let v6 = || storage.as_sockaddr_in6().map(|addr| IpAddr::V6(addr.ip()));
+        v4.or_else(v6).filter(is_of_pod)
     };
     Ok(getifaddrs()?.filter_map(as_pod_addr).collect())
+}
+
+fn is_of_pod(addr: &IpAddr) -> bool {
+    // `::6` is what Istio adds to every pod's loopback device.
+    let is_shared = match addr {
+        IpAddr::V4(addr) => addr.is_link_local(),
+        IpAddr::V6(addr) => {
+            addr.is_unicast_link_local() || addr.octets() == ENVOY_INBOUND_SOURCE_V6
+        }
+    };
+    !is_shared && !addr.is_loopback() && !addr.is_unspecified()
 }

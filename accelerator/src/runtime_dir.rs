@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn one_agent_at_a_time() {
         let dir = tempfile::tempdir().expect("a directory");
-        let pin_dir = Path::new("/sys/fs/bpf/isthmus/v1");
+        let pin_dir = Path::new("/sys/fs/bpf/isthmus/v2");
         let files = RuntimeDir::new(&dir.path().join("isthmus"), pin_dir);
         assert_eq!(files.running(), None);
 
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(
             error,
             format!(
-                "another agent (process {pid}) runs on /sys/fs/bpf/isthmus/v1: stop it first, or give this \
+                "another agent (process {pid}) runs on /sys/fs/bpf/isthmus/v2: stop it first, or give this \
                  one its own --pin-dir"
             )
         );

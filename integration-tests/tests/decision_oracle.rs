@@ -238,10 +238,11 @@ fn decided(attempt: &Attempt, state: &State) -> Option<End> {
     match decide(&dial, state) {
         Verdict::Pass(_) => None,
         Verdict::Follow => Some(End::AsDialled),
-        Verdict::Redirect(to) if to.addr == LOOPBACK => {
-            assert_eq!(to.port, OUTBOUND.to_be_bytes());
-            Some(End::OwnOutbound)
-        }
+        Verdict::Redirect(to) if to.addr == LOOPBACK => match u16::from_be_bytes(to.port) {
+            OUTBOUND => Some(End::OwnOutbound),
+            INBOUND => Some(End::OwnInbound),
+            port => panic!("the proxy does not listen on {port}"),
+        },
         Verdict::Redirect(to) => {
             assert_eq!(
                 (to.addr, to.port),
@@ -256,9 +257,8 @@ fn decided(attempt: &Attempt, state: &State) -> Option<End> {
 fn may_be_left(attempt: &Attempt, end: End, client: &PodSettings) -> bool {
     let is_dns = attempt.port == 53;
     match end {
-        End::OwnOutbound => is_dns,
-        // Own inbound is O3 and O6: the proxy's calls to its own pod.
-        End::AsDialled | End::OwnInbound => true,
+        End::OwnOutbound | End::OwnInbound => is_dns,
+        End::AsDialled => true,
         // The other pod's rules take it when it arrives. Only what a proxy sends is worth following, and
         // only where O1 leaves the question of who sends open.
         End::PeerInbound => {

@@ -6,6 +6,8 @@
 mod backpressure;
 #[path = "kernel_datapath/closing.rs"]
 mod closing;
+#[path = "kernel_datapath/families.rs"]
+mod families;
 #[path = "kernel_datapath/fixture.rs"]
 mod fixture;
 #[path = "kernel_datapath/full_maps.rs"]

@@ -1,16 +1,16 @@
-//! Where a new IPv4 connection goes: Istio's redirection rules as one pure function.
+//! Where a new TCP connection goes: Istio's redirection rules as one pure function.
 //!
-//! The same code runs in `cgroup/connect4` and in the tests below. The ids (I3, O1 …) are the rows of
-//! what `istio-iptables` installs (istio/istio, `tools/istio-iptables/pkg/capture/run.go`).
+//! The same code runs in `cgroup/connect4`, in `cgroup/connect6` and in the tests below. The ids (I3, O1 …)
+//! are the rows of what `istio-iptables` installs (istio/istio,
+//! `tools/istio-iptables/pkg/capture/run.go`).
 
-use crate::{CidrKey, Hop, PodConfig, PodFlags, PortKey, RuleList, is_loopback, v4_mapped};
+use crate::{
+    CidrKey, ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, Hop, LOOPBACK, LOOPBACK_V6, PodConfig,
+    PodFlags, PortKey, RuleList, is_loopback, is_unspecified, is_v4, is_v6_link_local,
+};
 
-/// 127.0.0.1: where a pod's proxy listens for outbound connections.
-pub const LOOPBACK: [u8; 16] = v4_mapped([127, 0, 0, 1]);
-
-/// Address that Istio's Envoy binds its dials to the application to ("6 is the magical number",
-/// istio/istio, `pilot/pkg/networking/core/listener_address.go`).
-pub const ENVOY_INBOUND_SOURCE: [u8; 16] = v4_mapped([127, 0, 0, 6]);
+/// Port of the mesh's tunnel (HBONE), which is never captured (I3, O3).
+const TUNNEL_PORT: [u8; 2] = 15_008_u16.to_be_bytes();
 
 /// Inbound ports that are never captured: the proxy's own listeners and the agent's probe and
 /// metrics ports.
@@ -25,12 +25,41 @@ pub struct Dial {
     pub uid: u32,
     /// Group of the caller.
     pub gid: u32,
-    /// Address that the socket is bound to; v4-mapped 0.0.0.0 if to none.
+    /// Address that the socket is bound to; unspecified if to none.
     pub source: [u8; 16],
-    /// Address asked for, v4-mapped.
+    /// Address asked for, IPv4 v4-mapped whatever the socket's family.
     pub destination: [u8; 16],
     /// Port asked for, network order.
     pub port: [u8; 2],
+}
+
+impl Dial {
+    /// Returns the attempt as the kernel will make it: to ask for no address is to ask for the one that
+    /// the socket is bound to, or for loopback (Linux, `ip_route_output_key_hash_rcu` and
+    /// `tcp_v6_connect`).
+    #[must_use]
+    #[inline]
+    pub fn routed(self) -> Self {
+        if !is_unspecified(&self.destination) {
+            return self;
+        }
+        let has_v4_source = is_v4(&self.source);
+        let destination = if is_v4(&self.destination) {
+            if is_unspecified(&self.source) {
+                LOOPBACK
+            } else {
+                self.source
+            }
+        } else if has_v4_source && !is_unspecified(&self.source) {
+            LOOPBACK
+        } else {
+            LOOPBACK_V6
+        };
+        Self {
+            destination,
+            ..self
+        }
+    }
 }
 
 /// The loaded rules: maps in the kernel, a `State` in user space.
@@ -48,7 +77,7 @@ pub trait Rules {
 /// Where to send the connection instead.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Redirect {
-    /// New destination address, v4-mapped.
+    /// New destination address, of the family of the one asked for.
     pub addr: [u8; 16],
     /// New destination port, network order.
     pub port: [u8; 2],
@@ -75,11 +104,15 @@ pub enum Verdict {
 pub enum PassCause {
     /// The caller is in no pod of ours.
     NotInPod,
+    /// X4: an IPv6 destination, and the pod has no rules for IPv6.
+    NoIpv6Rules,
+    /// An IPv6 link-local destination, of which nothing says whether it is the pod's own.
+    LinkLocal,
     /// O1.
     PortExcluded,
-    /// O2, O4: the pod's own address, or loopback.
+    /// O2, O4, O7: the pod's own address, or loopback.
     OwnAddress,
-    /// O5, O8, or a dial of the proxy to something that is not a local pod.
+    /// O5, O8: a dial of the proxy to something that is not a local pod.
     CallerIsProxy,
     /// O10.
     Loopback,
@@ -91,50 +124,78 @@ pub enum PassCause {
     NotCapturedInbound,
 }
 
-/// Decides where a connection attempt goes. Costs at most six lookups.
+/// Decides where a connection attempt goes, in the order of Istio's chain. Costs at most seven lookups.
 #[must_use]
 #[inline]
 pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
-    let Some(pod) = rules.pod(dial.netns_cookie) else {
+    let netns = dial.netns_cookie;
+    let Some(pod) = rules.pod(netns) else {
         return Verdict::Pass(PassCause::NotInPod);
     };
-
-    let excluded = PortKey::new(dial.netns_cookie, RuleList::EXCLUDE_OUTBOUND, dial.port);
-    if rules.has_port(&excluded) {
+    if let Some(cause) = unruled(&pod, &dial.destination) {
+        return Verdict::Pass(cause);
+    }
+    // O1
+    if rules.has_port(&PortKey::new(netns, RuleList::EXCLUDE_OUTBOUND, dial.port)) {
         return Verdict::Pass(PassCause::PortExcluded);
     }
 
     let owner = rules.owner(&dial.destination);
-    if dial.uid == pod.proxy_uid || dial.gid == pod.proxy_gid {
-        proxy_dial(dial, owner, rules)
-    } else {
-        application_dial(dial, &pod, owner, rules)
+    let is_user = dial.uid == pod.proxy_uid;
+    let is_group = dial.gid == pod.proxy_gid;
+    if owner == Some(netns) || is_loopback(&dial.destination) {
+        let has_envoys_source =
+            dial.source == ENVOY_INBOUND_SOURCE || dial.source == ENVOY_INBOUND_SOURCE_V6;
+        // O2
+        if has_envoys_source {
+            return if is_user || is_group {
+                Verdict::Follow
+            } else {
+                Verdict::Pass(PassCause::OwnAddress)
+            };
+        }
+        // O3 and O5 for the user, who comes first …
+        if is_user {
+            return proxy_dial_on_lo(dial, &pod);
+        }
+        // … then O4 for everybody else, the group included …
+        if !pod.flags.has(PodFlags::LOOPBACK_IN_RANGES) {
+            return Verdict::Pass(PassCause::OwnAddress);
+        }
+        // … so that O6 and O8 are met without O4 only.
+        if is_group {
+            return proxy_dial_on_lo(dial, &pod);
+        }
+    } else if is_user || is_group {
+        return proxy_dial_elsewhere(dial, owner, rules);
     }
+    application_dial(dial, &pod, rules)
 }
 
 #[inline]
-fn application_dial<R: Rules>(
-    dial: &Dial,
-    pod: &PodConfig,
-    owner: Option<u64>,
-    rules: &R,
-) -> Verdict {
-    let netns = dial.netns_cookie;
-    let is_own = owner == Some(netns) || is_loopback(&dial.destination);
-    // O2 asks for the source alone: it stands where O4 is left out.
-    let is_bound_as_envoy = dial.source == ENVOY_INBOUND_SOURCE;
-    if is_own && (is_bound_as_envoy || !pod.flags.has(PodFlags::LOOPBACK_IN_RANGES)) {
-        return Verdict::Pass(PassCause::OwnAddress);
+fn unruled(pod: &PodConfig, destination: &[u8; 16]) -> Option<PassCause> {
+    if is_v4(destination) {
+        return None;
     }
-    if dial.destination == LOOPBACK {
+    if !pod.flags.has(PodFlags::IPV6) {
+        return Some(PassCause::NoIpv6Rules);
+    }
+    is_v6_link_local(destination).then_some(PassCause::LinkLocal)
+}
+
+#[inline]
+fn application_dial<R: Rules>(dial: &Dial, pod: &PodConfig, rules: &R) -> Verdict {
+    let netns = dial.netns_cookie;
+    // O10
+    if pod.is_direct_loopback(&dial.destination) {
         return Verdict::Pass(PassCause::Loopback);
     }
-
+    // O11
     let excluded = CidrKey::lookup(netns, RuleList::EXCLUDE_OUTBOUND, dial.destination);
     if rules.has_addr(&excluded) {
         return Verdict::Pass(PassCause::AddressExcluded);
     }
-
+    // O12, O13
     let included_port = PortKey::new(netns, RuleList::INCLUDE_OUTBOUND, dial.port);
     let included_addr = CidrKey::lookup(netns, RuleList::INCLUDE_OUTBOUND, dial.destination);
     let is_captured = pod.flags.has(PodFlags::OUTBOUND_ALL)
@@ -143,36 +204,33 @@ fn application_dial<R: Rules>(
     if !is_captured {
         return Verdict::Pass(PassCause::NotIncluded);
     }
-    Verdict::Redirect(Redirect {
-        addr: LOOPBACK,
-        port: pod.outbound_port,
-        peer_netns: netns,
-        hop: Hop::APP_TO_PROXY,
-    })
+    to_own_proxy(dial, pod.outbound_port, Hop::APP_TO_PROXY)
+}
+
+/// O3 and O6: a proxy that dials its own pod (an application called its own service) comes in again by
+/// the inbound listener. O5 and O8: what is left is its dial to the application on loopback.
+#[inline]
+fn proxy_dial_on_lo(dial: &Dial, pod: &PodConfig) -> Verdict {
+    if pod.is_direct_loopback(&dial.destination) {
+        return Verdict::Follow;
+    }
+    if dial.port == TUNNEL_PORT {
+        return Verdict::Pass(PassCause::CallerIsProxy);
+    }
+    to_own_proxy(dial, pod.inbound_port, Hop::PROXY_TO_PROXY_REQUEST)
 }
 
 #[inline]
-fn proxy_dial<R: Rules>(dial: &Dial, owner: Option<u64>, rules: &R) -> Verdict {
-    // iptables sends a proxy's other dials on `lo` back to the inbound listener (O3), which changes
-    // the tuple: only the two that it leaves alone can be followed.
-    if dial.destination == LOOPBACK {
-        return Verdict::Follow;
-    }
+fn proxy_dial_elsewhere<R: Rules>(dial: &Dial, owner: Option<u64>, rules: &R) -> Verdict {
     let Some(owner) = owner else {
         return Verdict::Pass(PassCause::CallerIsProxy);
     };
-    if owner == dial.netns_cookie {
-        return if dial.source == ENVOY_INBOUND_SOURCE {
-            Verdict::Follow
-        } else {
-            Verdict::Pass(PassCause::CallerIsProxy)
-        };
-    }
-
     let Some(target) = rules.pod(owner) else {
         return Verdict::Pass(PassCause::CallerIsProxy);
     };
-    if !captures_inbound(owner, &target, dial.port, rules) {
+    if unruled(&target, &dial.destination).is_some()
+        || !captures_inbound(owner, &target, dial.port, rules)
+    {
         return Verdict::Pass(PassCause::NotCapturedInbound);
     }
     Verdict::Redirect(Redirect {
@@ -180,6 +238,21 @@ fn proxy_dial<R: Rules>(dial: &Dial, owner: Option<u64>, rules: &R) -> Verdict {
         port: target.inbound_port,
         peer_netns: owner,
         hop: Hop::PROXY_TO_PROXY_REQUEST,
+    })
+}
+
+#[inline]
+fn to_own_proxy(dial: &Dial, port: [u8; 2], hop: Hop) -> Verdict {
+    let addr = if is_v4(&dial.destination) {
+        LOOPBACK
+    } else {
+        LOOPBACK_V6
+    };
+    Verdict::Redirect(Redirect {
+        addr,
+        port,
+        peer_netns: dial.netns_cookie,
+        hop,
     })
 }
 

@@ -7,7 +7,7 @@
 //! v4-mapped in 16 bytes.
 //!
 //! ```text
-//!  agent ── PODS, POD_ADDRS, PORT_RULES, CIDR_RULES ──▶ connect4: decide()
+//!  agent ── PODS, POD_ADDRS, PORT_RULES, CIDR_RULES ──▶ connect: decide()
 //!                                                          │ HANDSHAKES (reservation)
 //!                                                          ▼
 //!                              ORIG_DST_BY_TUPLE ◀── sock_ops ──▶ ENDS, SOCKETS
@@ -29,10 +29,11 @@ mod pod;
 mod rules;
 mod socket;
 
-pub use addr::{is_loopback, v4_mapped, v4_of};
-pub use decision::{
-    Dial, ENVOY_INBOUND_SOURCE, LOOPBACK, PassCause, Redirect, Rules, Verdict, decide,
+pub use addr::{
+    ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, LOOPBACK, LOOPBACK_V6, is_loopback,
+    is_unspecified, is_v4, is_v6_link_local, v4_mapped, v4_of,
 };
+pub use decision::{Dial, PassCause, Redirect, Rules, Verdict, decide};
 pub use hop::{Counter, Hop, HopKey, HopStats, PassReason};
 pub use limits::{
     HANDSHAKE_MAX_AGE_SECONDS, MAX_CIDR_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS, MAX_PARKED_MESSAGES,

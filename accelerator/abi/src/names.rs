@@ -1,7 +1,7 @@
 //! Names of maps, programs and loader-set globals, and the version of the whole layout.
 
 /// Version of every layout in this crate. Pinned maps of another version are never adopted.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of the maps: symbols in the object and file names under the pin directory.
 ///
@@ -56,8 +56,12 @@ pub mod map {
 pub mod program {
     /// `cgroup/connect4`: decides and rewrites the destination. Linux 4.17.
     pub const CONNECT4: &str = "isthmus_connect4";
+    /// `cgroup/connect6`: the same for IPv6 sockets, also those that dial IPv4. Linux 4.17.
+    pub const CONNECT6: &str = "isthmus_connect6";
     /// `cgroup/getpeername4`: shows a caller what it dialled. Linux 5.8.
     pub const GETPEERNAME4: &str = "isthmus_getpeername4";
+    /// `cgroup/getpeername6`: the same for IPv6 sockets. Linux 5.8.
+    pub const GETPEERNAME6: &str = "isthmus_getpeername6";
     /// `cgroup/getsockopt`: answers `SO_ORIGINAL_DST`. Linux 5.3.
     pub const GETSOCKOPT: &str = "isthmus_getsockopt";
     /// `sock_ops`: pairs the two ends of a connection. Linux 4.13; its netns cookie 5.15.
@@ -69,7 +73,15 @@ pub mod program {
     pub const PARKED: &str = "isthmus_parked";
 
     /// Every attached program, in the order in which they are attached.
-    pub const ALL: [&str; 5] = [SK_MSG, SOCK_OPS, GETSOCKOPT, GETPEERNAME4, CONNECT4];
+    pub const ALL: [&str; 7] = [
+        SK_MSG,
+        SOCK_OPS,
+        GETSOCKOPT,
+        GETPEERNAME4,
+        GETPEERNAME6,
+        CONNECT4,
+        CONNECT6,
+    ];
 }
 
 /// Names of the `u32` globals that the loader sets from the running kernel's BTF. A field that the

@@ -1,5 +1,7 @@
 //! What the kernel knows about one pod.
 
+use crate::{LOOPBACK_V6, v4_of};
+
 /// Bits of [`PodConfig::flags`].
 #[derive(
     Clone, Copy, Debug, Default, Eq, PartialEq, Ord, PartialOrd, bytemuck::Pod, bytemuck::Zeroable,
@@ -17,6 +19,8 @@ impl PodFlags {
     /// The outbound include ranges contain loopback addresses, so that Istio leaves out the rule
     /// that lets everything on `lo` pass (row O4).
     pub const LOOPBACK_IN_RANGES: Self = Self(1 << 2);
+    /// The pod has the rules of ip6tables too (row X4); without, its IPv6 traffic is left alone.
+    pub const IPV6: Self = Self(1 << 3);
 
     /// Tells whether every bit of `other` is set.
     #[must_use]
@@ -42,10 +46,14 @@ pub struct PodConfig {
     pub proxy_gid: u32,
     /// What is captured wholesale.
     pub flags: PodFlags,
-    /// Port of the proxy's outbound listener on 127.0.0.1, network order.
+    /// Port of the proxy's outbound listener on 127.0.0.1 and `::1`, network order.
     pub outbound_port: [u8; 2],
-    /// Port of the proxy's inbound listener on the pod's address, network order.
+    /// Port of the proxy's inbound listener on the pod's addresses and loopback, network order.
     pub inbound_port: [u8; 2],
+    /// The IPv4 range that nobody's dials are captured for (rows O3, O10), network order.
+    pub direct_loopback: [u8; 4],
+    /// Netmask of `direct_loopback`.
+    pub direct_loopback_mask: [u8; 4],
 }
 
 impl PodConfig {
@@ -56,7 +64,8 @@ impl PodConfig {
     /// Istio's inbound listener.
     pub const ISTIO_INBOUND_PORT: u16 = 15_006;
 
-    /// Returns Istio's default: user and group 1337, everything captured both ways.
+    /// Returns Istio's default for a pod with IPv4 addresses: user and group 1337, everything captured
+    /// both ways, and 127.0.0.1 the only loopback address that is always direct.
     #[must_use]
     pub const fn istio_default() -> Self {
         Self {
@@ -65,8 +74,23 @@ impl PodConfig {
             flags: PodFlags::OUTBOUND_ALL.with(PodFlags::INBOUND_ALL),
             outbound_port: Self::ISTIO_OUTBOUND_PORT.to_be_bytes(),
             inbound_port: Self::ISTIO_INBOUND_PORT.to_be_bytes(),
+            direct_loopback: [127, 0, 0, 1],
+            direct_loopback_mask: [0xff; 4],
+        }
+    }
+
+    /// Tells whether the address is in the loopback range that is always direct. For IPv6 that is `::1`.
+    #[must_use]
+    #[inline]
+    pub fn is_direct_loopback(&self, address: &[u8; 16]) -> bool {
+        match v4_of(*address) {
+            Some(octets) => {
+                let mask = u32::from_ne_bytes(self.direct_loopback_mask);
+                u32::from_ne_bytes(octets) & mask == u32::from_ne_bytes(self.direct_loopback)
+            }
+            None => *address == LOOPBACK_V6,
         }
     }
 }
 
-const _: () = assert!(size_of::<PodConfig>() == 16);
+const _: () = assert!(size_of::<PodConfig>() == 24);

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use crate::is_v4;
+
 /// Value of every rule: rules are sets, and a map must have a value.
 pub const RULE_PRESENT: u32 = 1;
 
@@ -13,6 +15,9 @@ pub const CIDR_DATA_BITS: u32 = CIDR_SCOPE_BITS + 128;
 
 /// Bits of the v4-mapped prefix in front of an IPv4 address.
 const MAPPED_BITS: u8 = 96;
+
+/// Set in the list of an IPv6 range, so that `::/0` and IPv4 addresses, which are v4-mapped, do not meet.
+const V6_LIST: u32 = 1 << 31;
 
 /// Which of a pod's lists a rule belongs to.
 #[derive(Clone, Copy, Eq, Hash, PartialEq, Ord, PartialOrd, bytemuck::Pod, bytemuck::Zeroable)]
@@ -105,36 +110,39 @@ pub struct CidrKey {
 }
 
 impl CidrKey {
-    /// Returns the key of `addr/prefix_bits`, where the length counts bits of the 16-byte address
-    /// (an IPv4 /8 is 104). Host bits are cleared; a length over 128 counts as 128.
-    #[must_use]
-    pub fn new(netns_cookie: u64, list: RuleList, addr: [u8; 16], prefix_bits: u8) -> Self {
-        let prefix_bits = u32::from(prefix_bits).min(128);
-        let mask = u128::MAX.checked_shl(128 - prefix_bits).unwrap_or_default();
-        let addr = (u128::from_be_bytes(addr) & mask).to_be_bytes();
-        Self {
-            prefix_bits: CIDR_SCOPE_BITS + prefix_bits,
-            netns_cookie: netns_cookie.to_ne_bytes(),
-            list: list.0.to_ne_bytes(),
-            addr,
-        }
-    }
-
     /// Returns the key of an IPv4 range. Host bits are cleared; a length over 32 counts as 32.
     #[must_use]
     pub fn v4(netns_cookie: u64, list: RuleList, octets: [u8; 4], prefix_bits: u8) -> Self {
         let bits = MAPPED_BITS + prefix_bits.min(32);
-        Self::new(netns_cookie, list, crate::v4_mapped(octets), bits)
+        Self::range(netns_cookie, list.0, crate::v4_mapped(octets), bits)
+    }
+
+    /// Returns the key of an IPv6 range, which holds no IPv4 address, not even if it is `::/0`. Host bits
+    /// are cleared; a length over 128 counts as 128.
+    #[must_use]
+    pub fn v6(netns_cookie: u64, list: RuleList, addr: [u8; 16], prefix_bits: u8) -> Self {
+        Self::range(netns_cookie, list.0 | V6_LIST, addr, prefix_bits.min(128))
+    }
+
+    fn range(netns_cookie: u64, list: u32, addr: [u8; 16], prefix_bits: u8) -> Self {
+        let addr = (u128::from_be_bytes(addr) & mask(prefix_bits.into())).to_be_bytes();
+        Self {
+            prefix_bits: CIDR_SCOPE_BITS + u32::from(prefix_bits),
+            netns_cookie: netns_cookie.to_ne_bytes(),
+            list: list.to_ne_bytes(),
+            addr,
+        }
     }
 
     /// Returns the key that asks whether one address is in any range of `list`.
     #[must_use]
     #[inline]
-    pub const fn lookup(netns_cookie: u64, list: RuleList, addr: [u8; 16]) -> Self {
+    pub fn lookup(netns_cookie: u64, list: RuleList, addr: [u8; 16]) -> Self {
+        let family = if is_v4(&addr) { 0 } else { V6_LIST };
         Self {
             prefix_bits: CIDR_DATA_BITS,
             netns_cookie: netns_cookie.to_ne_bytes(),
-            list: list.0.to_ne_bytes(),
+            list: (list.0 | family).to_ne_bytes(),
             addr,
         }
     }
@@ -146,7 +154,7 @@ impl CidrKey {
 
     /// Returns the list that the range is in.
     pub const fn list(&self) -> RuleList {
-        RuleList(u32::from_ne_bytes(self.list))
+        RuleList(u32::from_ne_bytes(self.list) & !V6_LIST)
     }
 
     /// Returns the first address of the range.
@@ -159,14 +167,21 @@ impl CidrKey {
         self.prefix_bits.saturating_sub(CIDR_SCOPE_BITS)
     }
 
-    /// Tells whether the range contains the address (what the trie does in the kernel).
+    /// Tells whether this range is in the list of a [`CidrKey::lookup`] key and contains its address
+    /// (what the trie does in the kernel).
     #[must_use]
-    pub fn contains(&self, addr: [u8; 16]) -> bool {
-        let mask = u128::MAX
-            .checked_shl(128 - self.addr_prefix_bits().min(128))
-            .unwrap_or_default();
-        u128::from_be_bytes(addr) & mask == u128::from_be_bytes(self.addr)
+    pub fn covers(&self, lookup: &Self) -> bool {
+        let inside = u128::from_be_bytes(lookup.addr) & mask(self.addr_prefix_bits());
+        self.netns_cookie == lookup.netns_cookie
+            && self.list == lookup.list
+            && inside == u128::from_be_bytes(self.addr)
     }
+}
+
+fn mask(prefix_bits: u32) -> u128 {
+    u128::MAX
+        .checked_shl(128 - prefix_bits.min(128))
+        .unwrap_or_default()
 }
 
 const _: () = assert!(size_of::<PortKey>() == 16);
@@ -226,10 +241,42 @@ mod tests {
         } in cases
         {
             let key = CidrKey::v4(7, RuleList::INCLUDE_OUTBOUND, base, bits);
-            assert_eq!(key.contains(v4_mapped(addr)), is_inside, "{name}");
+            let lookup = CidrKey::lookup(7, RuleList::INCLUDE_OUTBOUND, v4_mapped(addr));
+            assert_eq!(key.covers(&lookup), is_inside, "{name}");
             assert_eq!(key.addr_prefix_bits(), 96 + u32::from(bits), "{name}");
         }
-        let everything = CidrKey::new(7, RuleList::INCLUDE_OUTBOUND, [9; 16], 0);
-        assert!(everything.contains([0xab; 16]), "::/0 is every address");
+    }
+
+    #[test]
+    fn ranges_of_pods_lists_and_families_do_not_meet() {
+        let list = RuleList::INCLUDE_OUTBOUND;
+        let (v4, v6) = (v4_mapped([198, 18, 0, 1]), [0x20; 16]);
+        let (all_v4, all_v6) = (CidrKey::v4(7, list, [0; 4], 0), CidrKey::v6(7, list, v6, 0));
+        assert!(
+            all_v6.covers(&CidrKey::lookup(7, list, v6)),
+            "::/0 is every IPv6 address"
+        );
+        assert!(
+            !all_v6.covers(&CidrKey::lookup(7, list, v4)),
+            "and no IPv4 address"
+        );
+        assert!(!all_v4.covers(&CidrKey::lookup(7, list, v6)));
+        assert!(!all_v4.covers(&CidrKey::lookup(8, list, v4)), "another pod");
+        let other = RuleList::EXCLUDE_OUTBOUND;
+        assert!(
+            !all_v4.covers(&CidrKey::lookup(7, other, v4)),
+            "another list"
+        );
+        assert_eq!((all_v4.list(), all_v6.list()), (list, list));
+
+        let subnet = CidrKey::v6(7, list, [0x20; 16], 60);
+        let mut neighbour = [0x20; 16];
+        neighbour[7] = 0x2f;
+        assert!(
+            subnet.covers(&CidrKey::lookup(7, list, neighbour)),
+            "host bits are ignored"
+        );
+        neighbour[7] = 0x30;
+        assert!(!subnet.covers(&CidrKey::lookup(7, list, neighbour)));
     }
 }

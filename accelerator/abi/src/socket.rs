@@ -45,7 +45,7 @@ impl SockKey {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct OriginalDst {
-    /// Address, v4-mapped.
+    /// Address, IPv4 v4-mapped.
     pub addr: [u8; 16],
     /// Port, network order.
     pub port: [u8; 2],

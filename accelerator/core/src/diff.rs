@@ -84,13 +84,16 @@ fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
 // else decides *whose* connections the rules are for, so that old rules with a new owner would
 // capture what neither policy says.
 fn is_swappable(old: &PodConfig, new: &PodConfig) -> bool {
-    let gate = PodFlags::LOOPBACK_IN_RANGES;
+    let gates = [PodFlags::LOOPBACK_IN_RANGES, PodFlags::IPV6];
     let is_same_otherwise = *old
         == PodConfig {
             flags: old.flags,
             ..*new
         };
-    is_same_otherwise && old.flags.has(gate) == new.flags.has(gate)
+    is_same_otherwise
+        && gates
+            .into_iter()
+            .all(|gate| old.flags.has(gate) == new.flags.has(gate))
 }
 
 fn is_exclusion(list: RuleList) -> bool {

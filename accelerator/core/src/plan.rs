@@ -2,14 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
 };
 
 use isthmus_accel_abi::{
     CidrKey, MAX_CIDR_RULES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, PodConfig, PodFlags, PortKey,
     RuleList, v4_mapped,
 };
-use isthmus_api::node_config::{IpRange, PodName, PortCapture, RangeCapture, TrafficPolicy};
+use isthmus_api::node_config::{
+    IpRange, Ipv6Capture, PodName, PortCapture, RangeCapture, TrafficPolicy,
+};
 
 use crate::State;
 
@@ -27,7 +29,7 @@ const MAX_PLANNED_CIDR_RULES: usize = MAX_CIDR_RULES as usize / 2;
 /// A pod whose network namespace has been found.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ResolvedPod {
-    /// Its addresses without loopback. Only IPv4 is used.
+    /// Its addresses without loopback and link-local ones.
     pub addrs: BTreeSet<IpAddr>,
     /// The kernel's cookie of its network namespace: unique until reboot.
     pub netns_cookie: u64,
@@ -55,7 +57,7 @@ pub enum Refusal {
     #[error("address {addr} belongs to pod {other} too")]
     AddressTaken {
         /// The address.
-        addr: Ipv4Addr,
+        addr: IpAddr,
         /// Who has it.
         other: PodName,
     },
@@ -110,7 +112,7 @@ pub fn plan(pods: &BTreeMap<PodName, ResolvedPod>) -> Plan {
 
 /// The map entries of one pod.
 struct Entries {
-    addrs: Vec<Ipv4Addr>,
+    addrs: BTreeSet<IpAddr>,
     cidrs: BTreeSet<CidrKey>,
     config: PodConfig,
     netns_cookie: u64,
@@ -119,17 +121,13 @@ struct Entries {
 
 impl Entries {
     fn of(pod: &ResolvedPod) -> Self {
-        let as_v4 = |addr: &IpAddr| match addr {
-            IpAddr::V4(addr) => Some(*addr),
-            IpAddr::V6(_) => None,
-        };
         let mut entries = Self {
-            addrs: pod.addrs.iter().filter_map(as_v4).collect(),
+            addrs: pod.addrs.clone(),
             cidrs: BTreeSet::new(),
             config: PodConfig {
                 proxy_uid: pod.proxy_uid,
                 proxy_gid: pod.proxy_gid,
-                flags: flags(&pod.policy),
+                flags: flags(pod),
                 ..PodConfig::istio_default()
             },
             netns_cookie: pod.netns_cookie,
@@ -158,19 +156,13 @@ impl Entries {
         self.ports.extend(ports.iter().map(key));
     }
 
-    // IPv6 connections are not redirected, and their ranges may not come near the IPv4 ones: `::/0`
-    // holds every v4-mapped address.
     fn add_ranges(&mut self, list: RuleList, ranges: &BTreeSet<IpRange>) {
+        let owner = self.netns_cookie;
         let key = |range: &IpRange| match range.addr() {
-            IpAddr::V4(addr) => Some(CidrKey::v4(
-                self.netns_cookie,
-                list,
-                addr.octets(),
-                range.prefix_len(),
-            )),
-            IpAddr::V6(_) => None,
+            IpAddr::V4(addr) => CidrKey::v4(owner, list, addr.octets(), range.prefix_len()),
+            IpAddr::V6(addr) => CidrKey::v6(owner, list, addr.octets(), range.prefix_len()),
         };
-        self.cidrs.extend(ranges.iter().filter_map(key));
+        self.cidrs.extend(ranges.iter().map(key));
     }
 
     fn check(&self, taken: &State, names: &BTreeMap<u64, &PodName>) -> Result<(), Refusal> {
@@ -187,7 +179,7 @@ impl Entries {
             });
         }
         for addr in &self.addrs {
-            if let Some(owner) = taken.addrs.get(&v4_mapped(addr.octets())) {
+            if let Some(owner) = taken.addrs.get(&as_bytes(addr)) {
                 return Err(Refusal::AddressTaken {
                     addr: *addr,
                     other: name(owner),
@@ -236,18 +228,25 @@ impl Entries {
 
     fn add_to(self, state: &mut State) {
         let owner = self.netns_cookie;
-        state.addrs.extend(
-            self.addrs
-                .iter()
-                .map(|addr| (v4_mapped(addr.octets()), owner)),
-        );
+        let addrs = self.addrs.iter();
+        state
+            .addrs
+            .extend(addrs.map(|addr| (as_bytes(addr), owner)));
         state.cidrs.extend(self.cidrs);
         state.pods.insert(owner, self.config);
         state.ports.extend(self.ports);
     }
 }
 
-fn flags(policy: &TrafficPolicy) -> PodFlags {
+fn as_bytes(addr: &IpAddr) -> [u8; 16] {
+    match addr {
+        IpAddr::V4(addr) => v4_mapped(addr.octets()),
+        IpAddr::V6(addr) => addr.octets(),
+    }
+}
+
+fn flags(pod: &ResolvedPod) -> PodFlags {
+    let policy = &pod.policy;
     let mut flags = PodFlags::NONE;
     if policy.include_outbound_ranges == RangeCapture::All {
         flags = flags.with(PodFlags::OUTBOUND_ALL);
@@ -257,6 +256,17 @@ fn flags(policy: &TrafficPolicy) -> PodFlags {
     }
     if policy.has_loopback_range {
         flags = flags.with(PodFlags::LOOPBACK_IN_RANGES);
+    }
+    let (has_v4, has_v6) = (
+        pod.addrs.iter().any(IpAddr::is_ipv4),
+        pod.addrs.iter().any(IpAddr::is_ipv6),
+    );
+    let has_ipv6_rules = match policy.ipv6 {
+        Ipv6Capture::WithAddress => has_v6,
+        Ipv6Capture::WithoutIpv4 => has_v6 && !has_v4,
+    };
+    if has_ipv6_rules {
+        flags = flags.with(PodFlags::IPV6);
     }
     flags
 }

@@ -105,10 +105,6 @@ impl Rules for State {
     }
 
     fn has_addr(&self, key: &CidrKey) -> bool {
-        let is_same_list =
-            |rule: &CidrKey| rule.netns_cookie() == key.netns_cookie() && rule.list() == key.list();
-        self.cidrs
-            .iter()
-            .any(|rule| is_same_list(rule) && rule.contains(key.addr()))
+        self.cidrs.iter().any(|range| range.covers(key))
     }
 }

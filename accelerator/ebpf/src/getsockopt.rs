@@ -4,15 +4,19 @@
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::{bindings::bpf_sockopt, macros::cgroup_sockopt, programs::SockoptContext};
-use isthmus_accel_abi::{Counter, SocketFlags};
+use isthmus_accel_abi::{Counter, SocketFlags, is_v4};
 
-use crate::{counters::count, maps::SOCKET_STATE};
+use crate::{counters::count, maps::SOCKET_STATE, sock_addr::Family};
 
 const ALLOW: i32 = 1;
 const SOL_IP: i32 = 0;
+const SOL_IPV6: i32 = 41;
+/// `IP6T_SO_ORIGINAL_DST` as well.
 const SO_ORIGINAL_DST: i32 = 80;
 const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 const SOCKADDR_IN_BYTES: usize = 16;
+const SOCKADDR_IN6_BYTES: usize = 28;
 
 /// The kernel shows a program at most this much of the buffer, and fails the call of a program that
 /// leaves a longer length in place (before Linux 5.8 silently, later with a log line).
@@ -30,8 +34,14 @@ pub fn isthmus_getsockopt(ctx: SockoptContext) -> i32 {
             read_volatile(addr_of!((*opt).optlen)),
         )
     };
-    if level == SOL_IP && name == SO_ORIGINAL_DST {
-        answer(opt);
+    let is_answered = name == SO_ORIGINAL_DST
+        && match level {
+            SOL_IP => answer(opt, Family::V4),
+            SOL_IPV6 => answer(opt, Family::V6),
+            _ => false,
+        };
+    if is_answered {
+        count(Counter::OriginalDstAnswers);
     } else if len > VISIBLE_BYTES {
         // Zero means: hand out what the kernel wrote, untouched.
         // SAFETY: a write of a context field of its own width.
@@ -40,43 +50,64 @@ pub fn isthmus_getsockopt(ctx: SockoptContext) -> i32 {
     ALLOW
 }
 
+/// Answers on a socket whose original destination is of this family, and tells whether it did.
 #[inline(always)]
-fn answer(opt: *mut bpf_sockopt) {
+fn answer(opt: *mut bpf_sockopt, family: Family) -> bool {
     // SAFETY: reads of context fields of their own width.
-    let (sk, buffer, end) = unsafe {
+    let (sk, out, end) = unsafe {
         (
             read_volatile(addr_of!((*opt).__bindgen_anon_1.sk)),
-            read_volatile(addr_of!((*opt).__bindgen_anon_2.optval)),
+            read_volatile(addr_of!((*opt).__bindgen_anon_2.optval)).cast::<u8>(),
             read_volatile(addr_of!((*opt).__bindgen_anon_3.optval_end)),
         )
     };
     if sk.is_null() {
-        return;
+        return false;
     }
     let state = SOCKET_STATE.of(sk);
     if state.is_null() {
-        return;
+        return false;
     }
     // SAFETY: not null, so it is this socket's state.
     let (original, flags) = unsafe { ((*state).original, (*state).flags) };
-    // With less room the kernel says EINVAL, which stays.
-    if !flags.has(SocketFlags::HAS_ORIGINAL_DST)
-        || buffer as usize + SOCKADDR_IN_BYTES > end as usize
+    if !flags.has(SocketFlags::HAS_ORIGINAL_DST) || is_v4(&original.addr) != (family == Family::V4)
     {
-        return;
+        return false;
     }
 
-    let [.., a, b, c, d] = original.addr;
-    let out = buffer.cast::<u8>();
-    // SAFETY: the buffer has 16 bytes, checked above. The two stores to the context are volatile, so
-    // that the compiler does not merge them into one that the verifier refuses.
-    unsafe {
-        out.cast::<u16>().write(AF_INET);
-        out.add(2).cast::<[u8; 2]>().write(original.port);
-        out.add(4).cast::<[u8; 4]>().write([a, b, c, d]);
-        out.add(8).cast::<u64>().write(0);
-        write_volatile(addr_of_mut!((*opt).optlen), SOCKADDR_IN_BYTES as i32);
-        write_volatile(addr_of_mut!((*opt).retval), 0);
+    // With less room the kernel says EINVAL, which stays. The stores to the context are volatile, so that
+    // the compiler does not merge them into one that the verifier refuses.
+    match family {
+        Family::V4 => {
+            if out as usize + SOCKADDR_IN_BYTES > end as usize {
+                return false;
+            }
+            let [.., a, b, c, d] = original.addr;
+            // SAFETY: the buffer has 16 bytes, checked above.
+            unsafe {
+                out.cast::<u16>().write(AF_INET);
+                out.add(2).cast::<[u8; 2]>().write(original.port);
+                out.add(4).cast::<[u8; 4]>().write([a, b, c, d]);
+                out.add(8).cast::<u64>().write(0);
+                write_volatile(addr_of_mut!((*opt).optlen), SOCKADDR_IN_BYTES as i32);
+            }
+        }
+        Family::V6 => {
+            if out as usize + SOCKADDR_IN6_BYTES > end as usize {
+                return false;
+            }
+            // SAFETY: the buffer has 28 bytes, checked above.
+            unsafe {
+                out.cast::<u16>().write(AF_INET6);
+                out.add(2).cast::<[u8; 2]>().write(original.port);
+                out.add(4).cast::<u32>().write(0);
+                out.add(8).cast::<[u8; 16]>().write(original.addr);
+                out.add(24).cast::<u32>().write(0);
+                write_volatile(addr_of_mut!((*opt).optlen), SOCKADDR_IN6_BYTES as i32);
+            }
+        }
     }
-    count(Counter::OriginalDstAnswers);
+    // SAFETY: a write of a context field of its own width.
+    unsafe { write_volatile(addr_of_mut!((*opt).retval), 0) };
+    true
 }

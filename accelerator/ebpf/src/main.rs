@@ -2,10 +2,10 @@
 //! The kernel programs of the Isthmus accelerator.
 //!
 //! ```text
-//!  connect(2) ─▶ connect4 ── rewrites ─▶ SYN ─▶ sockops ── pairs the ends ─▶ SOCKETS
+//!  connect(2) ─▶ connect ── rewrites ─▶ SYN ─▶ sockops ── pairs the ends ─▶ SOCKETS
 //!  send(2)    ─▶ skmsg ── latch ─▶ reader's queue, or TCP
 //!  getsockopt(SO_ORIGINAL_DST) ─▶ getsockopt ── SOCKET_STATE
-//!  getpeername(2) ─▶ getpeername4 ── SOCKET_STATE
+//!  getpeername(2) ─▶ getpeername ── SOCKET_STATE
 //! ```
 //!
 //! Invariant: every miss passes. A program never refuses, delays or drops anything, whatever is
@@ -13,9 +13,9 @@
 #![no_std]
 #![no_main]
 
-mod connect4;
+mod connect;
 mod counters;
-mod getpeername4;
+mod getpeername;
 mod getsockopt;
 mod kernel;
 mod latch;

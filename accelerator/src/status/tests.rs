@@ -50,7 +50,7 @@ fn origin(agent: AgentStatus) -> Origin {
     Origin {
         agent,
         mode: Mode::Sockmap,
-        pin_dir: PathBuf::from("/sys/fs/bpf/isthmus/v1"),
+        pin_dir: PathBuf::from("/sys/fs/bpf/isthmus/v2"),
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use isthmus_accel_abi::program;
 use isthmus_accel_core::{MapOp, State};
 use isthmus_accel_datapath::{
     CounterRow, Datapath, DatapathError, HopRow, MapUsage, PairRow, ProgramRow, fake::FakeDatapath,
@@ -38,7 +39,7 @@ async fn follows_pods_that_come_change_and_go() {
         .await;
 
     let late = Netns::add("early-late");
-    node.wait_roster("the other one has no address", "has no IPv4 address yet")
+    node.wait_roster("the other one has no address", "has no address yet")
         .await;
     late.give_addr("198.18.77.2/24");
     node.wait("the other one too", |state| state.pods.len() == 2)
@@ -136,10 +137,12 @@ impl Node {
                 .expect("it runs until it is stopped");
         });
         let line = is_ready.await.expect("it says when it is ready");
-        assert!(
-            line.starts_with(&format!("ready: {} pods, 5 programs, ", pods.len())),
-            "{line}"
+        let ready = format!(
+            "ready: {} pods, {} programs, ",
+            pods.len(),
+            program::ALL.len()
         );
+        assert!(line.starts_with(&ready), "{line}");
         Self {
             datapath,
             dir,

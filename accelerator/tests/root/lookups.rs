@@ -26,6 +26,17 @@ fn finds_the_cookie_and_the_addresses() {
     let second = look_up_pod(&pod).expect("it has addresses");
     assert_eq!(second.cookie, first.cookie);
     assert_eq!(second.addrs.len(), 2);
+
+    pod.give_addr("2001:db8::1/64");
+    // What Istio adds to every pod, and what every interface has, say of no pod who it is.
+    pod.give_addr("::6/128");
+    pod.give_addr("fe80::77/64");
+    let third = look_up_pod(&pod).expect("it has addresses");
+    let added: Vec<_> = third.addrs.difference(&second.addrs).collect();
+    assert_eq!(
+        added,
+        [&"2001:db8::1".parse::<IpAddr>().expect("an address")]
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::{
     Capture,
-    traffic::{BadRange, IpRange, PortCapture, RangeCapture, TrafficPolicy},
+    traffic::{BadRange, IpRange, Ipv6Capture, PortCapture, RangeCapture, TrafficPolicy},
 };
 
 const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
@@ -28,6 +28,8 @@ const KUBEVIRT_INTERFACES: &str = "traffic.sidecar.istio.io/kubevirtInterfaces";
 const PROXY_CONFIG: &str = "proxy.istio.io/config";
 const REROUTE_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 const STATUS_PORT: &str = "status.sidecar.istio.io/port";
+/// Key of the proxy's metadata.
+const DUAL_STACK: &str = "ISTIO_DUAL_STACK";
 const AMBIENT_REDIRECTION: &str = "ambient.istio.io/redirection";
 
 /// Port of the sidecar agent's own health endpoint unless the status port says otherwise.
@@ -50,6 +52,16 @@ pub struct Notice {
 /// An annotation that cannot be read.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum AnnotationError {
+    /// Not a boolean.
+    #[error("annotation {annotation}: {name} is {value:?}: expected \"true\" or \"false\"")]
+    BadBool {
+        /// Which annotation.
+        annotation: &'static str,
+        /// Key of the proxy's metadata.
+        name: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// Not a mode.
     #[error(
         "annotation {annotation}: {value:?} is no interception mode: expected REDIRECT, TPROXY or NONE"
@@ -93,7 +105,8 @@ impl AnnotationError {
     #[must_use]
     pub fn annotation(&self) -> &'static str {
         match self {
-            Self::BadMode { annotation, .. }
+            Self::BadBool { annotation, .. }
+            | Self::BadMode { annotation, .. }
             | Self::BadPort { annotation, .. }
             | Self::BadProxyConfig { annotation, .. }
             | Self::BadRange { annotation, .. } => annotation,
@@ -110,8 +123,8 @@ type Annotations = BTreeMap<String, String>;
 pub(super) fn parse_annotations(
     annotations: &Annotations,
 ) -> Result<(Capture, Vec<Notice>), AnnotationError> {
-    let policy = parse_policy(annotations)?;
     let proxy = parse_proxy_config(annotations)?;
+    let policy = parse_policy(annotations, &proxy)?;
     let mode = parse_mode(annotations, &proxy)?;
     if mode == Mode::None {
         return Ok((Capture::LeftAlone, Vec::new()));
@@ -135,7 +148,10 @@ pub(super) fn parse_annotations(
     Ok((capture, blocking))
 }
 
-fn parse_policy(annotations: &Annotations) -> Result<TrafficPolicy, AnnotationError> {
+fn parse_policy(
+    annotations: &Annotations,
+    proxy: &ProxyConfig,
+) -> Result<TrafficPolicy, AnnotationError> {
     let exclude_outbound_ports = match annotations.get(EXCLUDE_OUTBOUND_PORTS) {
         Some(list) => parse_ports(EXCLUDE_OUTBOUND_PORTS, list)?,
         // Istio's CNI plugin excludes the status port where its init container excludes none. Leaving
@@ -175,7 +191,34 @@ fn parse_policy(annotations: &Annotations) -> Result<TrafficPolicy, AnnotationEr
         include_outbound_ranges,
         has_loopback_range,
         inbound_ports,
+        ipv6: parse_ipv6(proxy)?,
     })
+}
+
+// Whether the mesh is dual-stack is a setting of the mesh, which a pod may repeat. Where it says nothing,
+// an IPv6 address is taken for a yes.
+fn parse_ipv6(proxy: &ProxyConfig) -> Result<Ipv6Capture, AnnotationError> {
+    let Some(value) = proxy.proxy_metadata.get(DUAL_STACK) else {
+        return Ok(Ipv6Capture::default());
+    };
+    match parse_bool(value) {
+        Some(true) => Ok(Ipv6Capture::WithAddress),
+        Some(false) => Ok(Ipv6Capture::WithoutIpv4),
+        None => Err(AnnotationError::BadBool {
+            annotation: PROXY_CONFIG,
+            name: DUAL_STACK,
+            value: value.clone(),
+        }),
+    }
+}
+
+// As Go's `strconv.ParseBool`, with which Istio reads it.
+fn parse_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }
 
 fn parse_excluded_inbound_ports(
@@ -217,7 +260,7 @@ fn parse_mode(annotations: &Annotations, proxy: &ProxyConfig) -> Result<Mode, An
     }
 }
 
-/// The two fields of Istio's `ProxyConfig` that change what is captured.
+/// The fields of Istio's `ProxyConfig` that change what is captured.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ProxyConfig {

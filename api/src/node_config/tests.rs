@@ -218,6 +218,7 @@ fn reads_port_and_range_annotations_as_istio_does() {
         include_outbound_ranges: RangeCapture::All,
         has_loopback_range: false,
         inbound_ports: PortCapture::AllBut(ports(&[15020, 15021, 15090])),
+        ipv6: Ipv6Capture::WithAddress,
     };
     let case = |name, annotations, change: fn(&mut TrafficPolicy)| {
         let mut expected = default();
@@ -261,6 +262,16 @@ fn reads_port_and_range_annotations_as_istio_does() {
             |policy| {
                 policy.include_outbound_ranges = RangeCapture::Only(ranges(&["0.0.0.0/0"]));
             },
+        ),
+        case(
+            "a dual-stack mesh",
+            &[(CONFIG, "proxyMetadata: {ISTIO_DUAL_STACK: \"true\"}")],
+            |_| (),
+        ),
+        case(
+            "no dual-stack mesh",
+            &[(CONFIG, "proxyMetadata: {ISTIO_DUAL_STACK: \"false\"}")],
+            |policy| policy.ipv6 = Ipv6Capture::WithoutIpv4,
         ),
         case(
             "ranges left out",
@@ -416,6 +427,7 @@ fn leaves_alone_what_it_would_capture_wrongly() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table, one case after the other")]
 fn refuses_bad_annotations() {
     struct Case {
         annotation: &'static str,
@@ -483,6 +495,11 @@ fn refuses_bad_annotations() {
             annotation: MODE,
             value: "redirect",
             error: "expected REDIRECT, TPROXY or NONE",
+        },
+        Case {
+            annotation: CONFIG,
+            value: "proxyMetadata: {ISTIO_DUAL_STACK: \"yes\"}",
+            error: "ISTIO_DUAL_STACK is \"yes\": expected \"true\" or \"false\"",
         },
         Case {
             annotation: CONFIG,

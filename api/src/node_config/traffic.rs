@@ -26,6 +26,19 @@ pub struct TrafficPolicy {
     pub has_loopback_range: bool,
     /// Ports of the pod whose incoming connections are taken.
     pub inbound_ports: PortCapture,
+    /// When IPv6 is captured as well.
+    pub ipv6: Ipv6Capture,
+}
+
+/// Which pods have the rules for IPv6 too (`istio-iptables --dual-stack`). A pod without an IPv6 address
+/// never has.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Ipv6Capture {
+    /// Every pod with an IPv6 address: what Istio does in a dual-stack mesh.
+    #[default]
+    WithAddress,
+    /// Pods that have no IPv4 address besides: what Istio does otherwise.
+    WithoutIpv4,
 }
 
 /// Destinations by address.

@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream},
     os::fd::{AsRawFd, FromRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use isthmus_accel_abi::{Hop, HopKey, HopStats, PodConfig, SettingsMode, v4_mapped};
+use isthmus_accel_abi::{Hop, HopKey, HopStats, PodConfig, PodFlags, SettingsMode, v4_mapped};
 use isthmus_accel_core::MapOp;
 use isthmus_accel_datapath::{
     Datapath as _, DatapathError,
@@ -90,6 +90,17 @@ impl Fixture {
             addr: v4_mapped(pod.addr.octets()),
             netns_cookie,
         });
+    }
+
+    /// Makes a namespace a pod with Istio's defaults and an IPv6 address besides.
+    pub(crate) fn add_dual_stack_pod(&mut self, pod: &Pod, addr: Ipv6Addr) {
+        self.apply(MapOp::PutAddr {
+            addr: addr.octets(),
+            netns_cookie: pod.cookie,
+        });
+        let config = PodConfig::istio_default();
+        let flags = config.flags.with(PodFlags::IPV6);
+        self.add_pod_as(pod, PodConfig { flags, ..config });
     }
 
     pub(crate) fn hop(&self, pod: &Pod, hop: Hop) -> HopStats {
@@ -188,6 +199,13 @@ impl Pod {
         pod
     }
 
+    /// Gives a pod an IPv6 address and Istio's `::6`, both on its loopback device, and a route to everywhere.
+    pub(crate) fn add_ipv6(&self, addr: Ipv6Addr) {
+        self.ip(&["-6", "addr", "add", &format!("{addr}/128"), "dev", "lo"]);
+        self.ip(&["-6", "addr", "add", "::6/128", "dev", "lo"]);
+        self.ip(&["-6", "route", "add", "default", "dev", "lo"]);
+    }
+
     /// Makes two pods with a cable between them.
     pub(crate) fn pair() -> (Self, Self) {
         let (a, b) = (Self::new([198, 18, 0, 1]), Self::new([198, 18, 0, 2]));
@@ -250,14 +268,16 @@ impl Pod {
     }
 
     /// Listens in the namespace, as this user.
-    pub(crate) fn listen(&self, id: u32, addr: SocketAddrV4) -> TcpListener {
+    pub(crate) fn listen(&self, id: u32, addr: impl Into<SocketAddr>) -> TcpListener {
+        let addr = addr.into();
         self.run_as(id, move || {
             TcpListener::bind(addr).expect("the address is free")
         })
     }
 
     /// Connects from the namespace, as this user.
-    pub(crate) fn connect(&self, id: u32, to: SocketAddrV4) -> io::Result<TcpStream> {
+    pub(crate) fn connect(&self, id: u32, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
+        let to = to.into();
         self.run_as(id, move || TcpStream::connect(to))
     }
 }
@@ -332,6 +352,22 @@ pub(crate) fn original_dst(socket: &impl AsRawFd) -> io::Result<SocketAddrV4> {
     ))
 }
 
+/// What a proxy asks a socket that it accepted from an IPv6 address.
+pub(crate) fn original_dst_v6(socket: &impl AsRawFd) -> io::Result<SocketAddrV6> {
+    let bytes = sockopt(socket, libc::IPPROTO_IPV6, SO_ORIGINAL_DST, 128)?;
+    assert_eq!(bytes.len(), 28, "a sockaddr_in6");
+    assert_eq!(bytes[..2], AF_INET6.to_ne_bytes(), "AF_INET6");
+    let port = u16::from_be_bytes([bytes[2], bytes[3]]);
+    let addr: [u8; 16] = bytes[8..24].try_into().expect("it has 28 bytes");
+    let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
+    Ok(SocketAddrV6::new(
+        Ipv6Addr::from(addr),
+        port,
+        word(4),
+        word(24),
+    ))
+}
+
 /// Waits until `is_true`, or fails with `what`.
 pub(crate) fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -378,6 +414,7 @@ pub(crate) fn tcp_socket(flags: libc::c_int) -> OwnedFd {
 }
 
 const AF_INET: libc::sa_family_t = 2;
+const AF_INET6: libc::sa_family_t = 10;
 /// Length of what [`sockaddr`] returns.
 pub(crate) const SOCKADDR_BYTES: libc::socklen_t = 16;
 

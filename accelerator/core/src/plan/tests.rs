@@ -1,6 +1,11 @@
 //! What becomes of pods: entries within the bounds, and refusals beyond them.
 
+use std::net::Ipv4Addr;
+
 use super::*;
+
+/// `2001:db8::`
+const DOCUMENTATION: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 #[test]
 fn turns_a_policy_into_entries() {
@@ -11,6 +16,7 @@ fn turns_a_policy_into_entries() {
         include_outbound_ranges: RangeCapture::Only(ranges(&["198.18.0.0/16", "::/0"])),
         has_loopback_range: true,
         inbound_ports: PortCapture::Only([8080].into()),
+        ipv6: Ipv6Capture::WithAddress,
     };
     let addrs = ["198.18.0.1", "2001:db8::1"].map(|addr| addr.parse().expect(addr));
     let pod = ResolvedPod {
@@ -35,13 +41,19 @@ fn turns_a_policy_into_entries() {
         state.cidrs,
         [
             CidrKey::v4(7, RuleList::EXCLUDE_OUTBOUND, [198, 18, 9, 9], 32),
+            CidrKey::v6(7, RuleList::EXCLUDE_OUTBOUND, DOCUMENTATION, 32),
             CidrKey::v4(7, RuleList::INCLUDE_OUTBOUND, [198, 18, 0, 0], 16),
+            CidrKey::v6(7, RuleList::INCLUDE_OUTBOUND, [0; 16], 0),
         ]
-        .into(),
-        "IPv6 ranges stay out: ::/0 would hold every IPv4 address"
+        .into()
     );
-    assert_eq!(state.addrs, [(v4_mapped([198, 18, 0, 1]), 7)].into());
-    let flags = PodFlags::LOOPBACK_IN_RANGES;
+    let mut own_v6 = DOCUMENTATION;
+    own_v6[15] = 1;
+    assert_eq!(
+        state.addrs,
+        [(v4_mapped([198, 18, 0, 1]), 7), (own_v6, 7)].into()
+    );
+    let flags = PodFlags::LOOPBACK_IN_RANGES.with(PodFlags::IPV6);
     assert_eq!(
         state.pods,
         [(
@@ -53,6 +65,30 @@ fn turns_a_policy_into_entries() {
         )]
         .into()
     );
+}
+
+#[test]
+fn ipv6_is_captured_where_there_is_an_address() {
+    use Ipv6Capture::{WithAddress, WithoutIpv4};
+    let (v4, v6) = ("198.18.0.1", "2001:db8::1");
+    let cases: [(&[&str], Ipv6Capture, bool); 6] = [
+        (&[v4], WithAddress, false),
+        (&[v4, v6], WithAddress, true),
+        (&[v6], WithAddress, true),
+        (&[v4], WithoutIpv4, false),
+        (&[v4, v6], WithoutIpv4, false),
+        (&[v6], WithoutIpv4, true),
+    ];
+    for (addrs, ipv6, is_captured) in cases {
+        let pod = ResolvedPod {
+            addrs: addrs.iter().map(|addr| addr.parse().expect(addr)).collect(),
+            policy: TrafficPolicy { ipv6, ..policy() },
+            ..resolved(7, &[])
+        };
+        let plan = plan(&named(&[("default/a", pod)]));
+        let has_rules = plan.state.pods[&7].flags.has(PodFlags::IPV6);
+        assert_eq!(has_rules, is_captured, "{addrs:?}, {ipv6:?}");
+    }
 }
 
 #[test]
@@ -224,6 +260,7 @@ fn policy() -> TrafficPolicy {
         include_outbound_ranges: RangeCapture::All,
         has_loopback_range: false,
         inbound_ports: PortCapture::AllBut([15020, 15021, 15090].into()),
+        ipv6: Ipv6Capture::WithAddress,
     }
 }
 

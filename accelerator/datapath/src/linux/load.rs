@@ -43,7 +43,9 @@ impl Hook {
     pub(crate) fn of(name: &'static str) -> Self {
         match name {
             program::CONNECT4 => Self::Cgroup(AttachType::CgroupInet4Connect),
+            program::CONNECT6 => Self::Cgroup(AttachType::CgroupInet6Connect),
             program::GETPEERNAME4 => Self::Cgroup(AttachType::CgroupInet4Getpeername),
+            program::GETPEERNAME6 => Self::Cgroup(AttachType::CgroupInet6Getpeername),
             program::GETSOCKOPT => Self::Cgroup(AttachType::CgroupGetsockopt),
             program::SOCK_OPS => Self::Cgroup(AttachType::CgroupSockOps),
             program::SK_MSG => Self::Sockmap(AttachType::SkMsgVerdict),
@@ -54,7 +56,9 @@ impl Hook {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Cgroup(AttachType::CgroupInet4Connect) => "cgroup/connect4",
+            Self::Cgroup(AttachType::CgroupInet6Connect) => "cgroup/connect6",
             Self::Cgroup(AttachType::CgroupInet4Getpeername) => "cgroup/getpeername4",
+            Self::Cgroup(AttachType::CgroupInet6Getpeername) => "cgroup/getpeername6",
             Self::Cgroup(AttachType::CgroupGetsockopt) => "cgroup/getsockopt",
             Self::Cgroup(_) => "sock_ops",
             Self::Sockmap(_) => "sk_msg",
@@ -209,7 +213,7 @@ fn load_program(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, Datapa
 
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "the object holds five of aya's thirty types"
+    reason = "the object holds a few of aya's thirty types"
 )]
 fn load_by_type(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
     match program {

@@ -12,7 +12,7 @@ use crate::DatapathError;
 /// Where the BPF filesystem usually is.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 /// Where this agent pins what it loads, unless told otherwise.
-pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/isthmus/v1";
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/isthmus/v2";
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 // Linux, `include/uapi/linux/magic.h`.

@@ -30,8 +30,10 @@ pub(crate) enum AttachType {
     CgroupSockOps = 3,
     SkMsgVerdict = 7,
     CgroupInet4Connect = 10,
+    CgroupInet6Connect = 11,
     CgroupGetsockopt = 21,
     CgroupInet4Getpeername = 29,
+    CgroupInet6Getpeername = 30,
 }
 
 /// What the kernel says about a program.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! `cgroup/connect4`: decides where an IPv4 connection goes, before it has a tuple.
+//! `cgroup/connect4` and `6`: decide where a connection goes, before it has a tuple.
 
 use core::ptr::{addr_of, read_volatile};
 
@@ -14,13 +14,13 @@ use aya_ebpf::{
 };
 use isthmus_accel_abi::{
     CidrKey, Counter, Dial, Handshake, Hop, OriginalDst, PodConfig, PortKey, Rules, SockKey,
-    SocketFlags, SocketState, Verdict, decide, v4_mapped,
+    SocketFlags, SocketState, Verdict, decide,
 };
 
 use crate::{
     counters::count,
     maps::{CIDR_RULES, HANDSHAKES, POD_ADDRS, PODS, PORT_RULES, SOCKET_STATE},
-    sock_addr::write_v4,
+    sock_addr::{self, Family},
 };
 
 const ALLOW: i32 = 1;
@@ -31,12 +31,19 @@ const EEXIST: i64 = 17;
 /// Rewrites the destination of connections that a proxy should get. Linux 5.10 (socket storage).
 #[cgroup_sock_addr(connect4)]
 pub fn isthmus_connect4(ctx: SockAddrContext) -> i32 {
-    connect(&ctx);
+    connect(&ctx, Family::V4);
+    ALLOW
+}
+
+/// The same for IPv6 sockets, also for those that dial IPv4. Linux 5.10 (socket storage).
+#[cgroup_sock_addr(connect6)]
+pub fn isthmus_connect6(ctx: SockAddrContext) -> i32 {
+    connect(&ctx, Family::V6);
     ALLOW
 }
 
 #[inline(always)]
-fn connect(ctx: &SockAddrContext) {
+fn connect(ctx: &SockAddrContext, family: Family) {
     let addr = ctx.sock_addr;
     // SAFETY: reads of context fields of their own width, which the verifier checks.
     let (kind, protocol, sk) = unsafe {
@@ -50,7 +57,7 @@ fn connect(ctx: &SockAddrContext) {
         return;
     }
 
-    let dial = dial(ctx, sk);
+    let dial = dial(ctx, sk, family);
     match decide(&dial, &Loaded) {
         // The socket may have been followed in an earlier attempt that failed.
         Verdict::Pass(_) => SOCKET_STATE.forget(sk),
@@ -59,7 +66,7 @@ fn connect(ctx: &SockAddrContext) {
         }
         Verdict::Redirect(redirect) => {
             if follow(ctx, sk, &dial, redirect.peer_netns, redirect.hop) {
-                write_v4(addr, redirect.addr, redirect.port);
+                sock_addr::write(addr, family, redirect.addr, redirect.port);
                 count(Counter::Redirects);
             }
         }
@@ -67,20 +74,24 @@ fn connect(ctx: &SockAddrContext) {
 }
 
 #[inline(always)]
-fn dial(ctx: &SockAddrContext, sk: *mut bpf_sock) -> Dial {
+fn dial(ctx: &SockAddrContext, sk: *mut bpf_sock, family: Family) -> Dial {
     let addr = ctx.sock_addr;
-    // SAFETY: reads of context fields of their own width, and helpers that take nothing else.
-    unsafe {
-        let ids = bpf_get_current_uid_gid();
-        Dial {
-            netns_cookie: bpf_get_netns_cookie(ctx.as_ptr()),
-            uid: ids as u32,
-            gid: (ids >> 32) as u32,
-            source: v4_mapped(read_volatile(addr_of!((*sk).src_ip4)).to_ne_bytes()),
-            destination: v4_mapped(read_volatile(addr_of!((*addr).user_ip4)).to_ne_bytes()),
-            port: (read_volatile(addr_of!((*addr).user_port)) as u16).to_ne_bytes(),
-        }
-    }
+    // SAFETY: helpers that take nothing but the context.
+    let (netns_cookie, ids) = unsafe {
+        (
+            bpf_get_netns_cookie(ctx.as_ptr()),
+            bpf_get_current_uid_gid(),
+        )
+    };
+    let dial = Dial {
+        netns_cookie,
+        uid: ids as u32,
+        gid: (ids >> 32) as u32,
+        source: sock_addr::source(sk, family),
+        destination: sock_addr::address(addr, family),
+        port: sock_addr::port(addr),
+    };
+    dial.routed()
 }
 
 /// Reserves room for what the accepting end will ask, and marks the socket. Tells whether both worked:
