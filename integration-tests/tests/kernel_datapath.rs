@@ -16,6 +16,8 @@ mod full_maps;
 mod lifecycle;
 #[path = "kernel_datapath/order.rs"]
 mod order;
+#[path = "kernel_datapath/owners.rs"]
+mod owners;
 #[path = "kernel_datapath/redirect.rs"]
 mod redirect;
 #[path = "kernel_datapath/share.rs"]

@@ -108,6 +108,16 @@ pub mod global {
     pub const USER_DATA_OFFSET: &str = "USER_DATA_OFFSET";
     /// Offset of `sk_psock.ingress_msg`, the list of redirected messages that are not read.
     pub const INGRESS_MSG_OFFSET: &str = "INGRESS_MSG_OFFSET";
+    /// Offset of `sock.sk_socket`.
+    pub const SK_SOCKET_OFFSET: &str = "SK_SOCKET_OFFSET";
+    /// Offset of `socket.file`.
+    pub const SOCKET_FILE_OFFSET: &str = "SOCKET_FILE_OFFSET";
+    /// Offset of `file.f_cred`.
+    pub const FILE_CRED_OFFSET: &str = "FILE_CRED_OFFSET";
+    /// Offset of `cred.fsuid`.
+    pub const CRED_FSUID_OFFSET: &str = "CRED_FSUID_OFFSET";
+    /// Offset of `cred.fsgid`.
+    pub const CRED_FSGID_OFFSET: &str = "CRED_FSGID_OFFSET";
     /// Offset of the byte that holds `tcp_sock.is_mptcp`; absent without `CONFIG_MPTCP`.
     pub const IS_MPTCP_OFFSET: &str = "IS_MPTCP_OFFSET";
 }

@@ -6,9 +6,7 @@ use core::ptr::{addr_of, read_volatile};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_EXIST, BPF_NOEXIST, bpf_sock},
-    helpers::generated::{
-        bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns,
-    },
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
@@ -20,6 +18,7 @@ use isthmus_accel_abi::{
 use crate::{
     counters::count,
     maps::{CIDR_RULES, HANDSHAKES, POD_ADDRS, PODS, PORT_RULES, SOCKET_STATE},
+    owner::{self, Owner},
     sock_addr::{self, Family},
 };
 
@@ -57,7 +56,11 @@ fn connect(ctx: &SockAddrContext, family: Family) {
         return;
     }
 
-    let dial = dial(ctx, sk, family);
+    // What the kernel dials for itself is nothing that an application or a proxy could answer for.
+    let Some(owner) = owner::of(sk) else {
+        return;
+    };
+    let dial = dial(ctx, sk, family, owner);
     match decide(&dial, &Loaded) {
         // The socket may have been followed in an earlier attempt that failed.
         Verdict::Pass(_) => SOCKET_STATE.forget(sk),
@@ -74,19 +77,13 @@ fn connect(ctx: &SockAddrContext, family: Family) {
 }
 
 #[inline(always)]
-fn dial(ctx: &SockAddrContext, sk: *mut bpf_sock, family: Family) -> Dial {
+fn dial(ctx: &SockAddrContext, sk: *mut bpf_sock, family: Family, owner: Owner) -> Dial {
     let addr = ctx.sock_addr;
-    // SAFETY: helpers that take nothing but the context.
-    let (netns_cookie, ids) = unsafe {
-        (
-            bpf_get_netns_cookie(ctx.as_ptr()),
-            bpf_get_current_uid_gid(),
-        )
-    };
     let dial = Dial {
-        netns_cookie,
-        uid: ids as u32,
-        gid: (ids >> 32) as u32,
+        // SAFETY: a helper that takes nothing but the context.
+        netns_cookie: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
+        uid: owner.uid,
+        gid: owner.gid,
         source: sock_addr::source(sk, family),
         destination: sock_addr::address(addr, family),
         port: sock_addr::port(addr),

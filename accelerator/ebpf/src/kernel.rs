@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! Fields of `struct sock` and `struct tcp_sock`, at the offsets that the loader found in the running
+//! Fields of `struct sock` and of what hangs on it, at the offsets that the loader found in the running
 //! kernel's BTF. (Rust has no field relocations.)
 
 use core::{ffi::c_void, mem::MaybeUninit, ptr};
@@ -27,6 +27,11 @@ offsets! {
     USER_DATA_OFFSET
     INGRESS_MSG_OFFSET
     IS_MPTCP_OFFSET
+    SK_SOCKET_OFFSET
+    SOCKET_FILE_OFFSET
+    FILE_CRED_OFFSET
+    CRED_FSUID_OFFSET
+    CRED_FSGID_OFFSET
 }
 
 /// Low bits of `sk_user_data` that are flags (Linux, `include/net/sock.h`, `SK_USER_DATA_PTRMASK`).
@@ -99,21 +104,50 @@ impl KernelSock {
         offset(&IS_MPTCP_OFFSET).is_some() && self.read::<u8>(&IS_MPTCP_OFFSET) != Some(0)
     }
 
+    /// The file that a process has the socket by.
+    #[inline(always)]
+    pub fn file(self) -> Option<SocketFile> {
+        let socket = self.read::<u64>(&SK_SOCKET_OFFSET)?;
+        read(socket, &SOCKET_FILE_OFFSET).map(SocketFile)
+    }
+
     #[inline(always)]
     fn read<T>(self, field: &'static u32) -> Option<T> {
-        let at = self.0.wrapping_add(offset(field)?.into());
-        let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: the helper writes `size_of::<T>()` bytes or fails; it survives any address.
-        let failed = unsafe {
-            bpf_probe_read_kernel(
-                value.as_mut_ptr().cast(),
-                size_of::<T>() as u32,
-                at as *const c_void,
-            )
-        };
-        // SAFETY: on success the helper has written the value, and every `T` here is an integer.
-        (failed == 0).then(|| unsafe { value.assume_init() })
+        read(self.0, field)
     }
+}
+
+/// The address of the `struct file` of a socket, 0 for a socket that the kernel made for itself.
+#[derive(Clone, Copy)]
+pub struct SocketFile(pub u64);
+
+impl SocketFile {
+    /// User and group that the socket was made as, which netfilter's `owner` match goes by (Linux,
+    /// `net/netfilter/xt_owner.c`). Supplementary groups do not count, and not who has the socket by now.
+    #[inline(always)]
+    pub fn owner(self) -> Option<(u32, u32)> {
+        let cred = read::<u64>(self.0, &FILE_CRED_OFFSET)?;
+        Some((
+            read(cred, &CRED_FSUID_OFFSET)?,
+            read(cred, &CRED_FSGID_OFFSET)?,
+        ))
+    }
+}
+
+#[inline(always)]
+fn read<T>(base: u64, field: &'static u32) -> Option<T> {
+    let at = base.wrapping_add(offset(field)?.into());
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper writes `size_of::<T>()` bytes or fails; it survives any address.
+    let failed = unsafe {
+        bpf_probe_read_kernel(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            at as *const c_void,
+        )
+    };
+    // SAFETY: on success the helper has written the value, and every `T` here is an integer.
+    (failed == 0).then(|| unsafe { value.assume_init() })
 }
 
 #[inline(always)]

@@ -20,6 +20,7 @@ mod getsockopt;
 mod kernel;
 mod latch;
 mod maps;
+mod owner;
 mod parked;
 mod skmsg;
 mod sock_addr;

@@ -13,7 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use isthmus_accel_abi::{Hop, HopKey, HopStats, PodConfig, PodFlags, SettingsMode, v4_mapped};
+use isthmus_accel_abi::{
+    Counter, Hop, HopKey, HopStats, PodConfig, PodFlags, SettingsMode, v4_mapped,
+};
 use isthmus_accel_core::MapOp;
 use isthmus_accel_datapath::{
     Datapath as _, DatapathError,
@@ -101,6 +103,13 @@ impl Fixture {
         let config = PodConfig::istio_default();
         let flags = config.flags.with(PodFlags::IPV6);
         self.add_pod_as(pod, PodConfig { flags, ..config });
+    }
+
+    pub(crate) fn counter(&self, counter: Counter) -> u64 {
+        let rows = self.datapath.counters().expect("the counters can be read");
+        rows.iter()
+            .find(|row| row.counter == counter)
+            .map_or(0, |row| row.count)
     }
 
     pub(crate) fn hop(&self, pod: &Pod, hop: Hop) -> HopStats {

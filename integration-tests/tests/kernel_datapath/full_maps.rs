@@ -16,16 +16,6 @@ use crate::fixture::{
 const ROOM: u32 = 4;
 const DIALS: u64 = 20;
 
-fn counter(fixture: &Fixture, counter: Counter) -> u64 {
-    let rows = fixture
-        .datapath
-        .counters()
-        .expect("the counters can be read");
-    rows.iter()
-        .find(|row| row.counter == counter)
-        .map_or(0, |row| row.count)
-}
-
 fn start_connect() -> OwnedFd {
     let socket = tcp_socket(libc::SOCK_NONBLOCK);
     let to = sockaddr(VIP);
@@ -61,10 +51,10 @@ fn handshakes_without_room_are_not_redirected() {
     let sockets = pod.run_as(APP, || {
         (0..DIALS).map(|_| start_connect()).collect::<Vec<_>>()
     });
-    let full = counter(&fixture, Counter::HandshakesFull);
+    let full = fixture.counter(Counter::HandshakesFull);
     assert!(full > 0 && full < DIALS, "{full} of {DIALS} found no room");
-    assert_eq!(counter(&fixture, Counter::Redirects), DIALS - full);
-    assert_eq!(counter(&fixture, Counter::TuplesFull), 0);
+    assert_eq!(fixture.counter(Counter::Redirects), DIALS - full);
+    assert_eq!(fixture.counter(Counter::TuplesFull), 0);
     for _ in 0..full {
         let (mut stream, _) = direct.accept().expect("what is not redirected arrives");
         stream.write_all(b"direct").expect("it is connected");
@@ -121,7 +111,7 @@ fn sockets_without_room_stay_on_tcp() {
         "only the first pair fits: {stats:?}"
     );
     assert_eq!(stats.passes[PassReason::Latched.index()], 0, "{stats:?}");
-    assert!(counter(&fixture, Counter::SocketsRefused) >= 6);
+    assert!(fixture.counter(Counter::SocketsRefused) >= 6);
 }
 
 #[test]

@@ -51,7 +51,20 @@ const fn required(
     }
 }
 
-const FIELDS: [Field; 10] = [
+const fn optional(
+    global: &'static str,
+    holder: &'static str,
+    path: &'static [&'static str],
+) -> Field {
+    Field {
+        global,
+        holder,
+        path,
+        is_required: false,
+    }
+}
+
+const FIELDS: [Field; 15] = [
     required(
         global::SKC_COOKIE_OFFSET,
         "sock",
@@ -77,12 +90,12 @@ const FIELDS: [Field; 10] = [
     ),
     required(global::USER_DATA_OFFSET, "sock", &["sk_user_data"]),
     required(global::INGRESS_MSG_OFFSET, "sk_psock", &["ingress_msg"]),
-    Field {
-        global: global::IS_MPTCP_OFFSET,
-        holder: "tcp_sock",
-        path: &["is_mptcp"],
-        is_required: false,
-    },
+    optional(global::IS_MPTCP_OFFSET, "tcp_sock", &["is_mptcp"]),
+    optional(global::SK_SOCKET_OFFSET, "sock", &["sk_socket"]),
+    optional(global::SOCKET_FILE_OFFSET, "socket", &["file"]),
+    optional(global::FILE_CRED_OFFSET, "file", &["f_cred"]),
+    optional(global::CRED_FSUID_OFFSET, "cred", &["fsuid"]),
+    optional(global::CRED_FSGID_OFFSET, "cred", &["fsgid"]),
 ];
 
 /// Offsets of everything that the programs read, by name of the global.
@@ -314,5 +327,10 @@ mod tests {
     fn the_running_kernel_has_every_field() {
         let offsets = KernelOffsets::of_running_kernel().expect("the kernel has BTF");
         assert_eq!(offsets.missing(), &[] as &[String]);
+        let absent: Vec<_> = offsets
+            .globals()
+            .filter(|(_, offset)| **offset == global::ABSENT)
+            .collect();
+        assert_eq!(absent, [], "with CONFIG_MPTCP it has the optional ones too");
     }
 }
