@@ -6,6 +6,12 @@
 mod backpressure;
 #[path = "kernel_datapath/closing.rs"]
 mod closing;
+#[path = "kernel_datapath/dns.rs"]
+mod dns;
+#[path = "kernel_datapath/dns_lab.rs"]
+mod dns_lab;
+#[path = "kernel_datapath/dns_resolvers.rs"]
+mod dns_resolvers;
 #[path = "kernel_datapath/families.rs"]
 mod families;
 #[path = "kernel_datapath/fixture.rs"]
@@ -14,6 +20,8 @@ mod fixture;
 mod full_maps;
 #[path = "kernel_datapath/lifecycle.rs"]
 mod lifecycle;
+#[path = "kernel_datapath/nameserver.rs"]
+mod nameserver;
 #[path = "kernel_datapath/order.rs"]
 mod order;
 #[path = "kernel_datapath/owners.rs"]

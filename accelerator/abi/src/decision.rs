@@ -5,8 +5,9 @@
 //! `tools/istio-iptables/pkg/capture/run.go`).
 
 use crate::{
-    CidrKey, ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, Hop, LOOPBACK, LOOPBACK_V6, PodConfig,
-    PodFlags, PortKey, RuleList, is_loopback, is_unspecified, is_v4, is_v6_link_local,
+    CidrKey, DNS_AGENT_PORT, DNS_PORT, ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, Hop,
+    LOOPBACK, LOOPBACK_V6, PodConfig, PodFlags, PortKey, RuleList, dns::takes_dns, is_loopback,
+    is_unspecified, is_v4, is_v6_link_local,
 };
 
 /// Port of the mesh's tunnel (HBONE), which is never captured (I3, O3).
@@ -124,7 +125,7 @@ pub enum PassCause {
     NotCapturedInbound,
 }
 
-/// Decides where a connection attempt goes, in the order of Istio's chain. Costs at most seven lookups.
+/// Decides where a connection attempt goes, in the order of Istio's chain. Costs at most eight lookups.
 #[must_use]
 #[inline]
 pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
@@ -143,6 +144,7 @@ pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
     let owner = rules.owner(&dial.destination);
     let is_user = dial.uid == pod.proxy_uid;
     let is_group = dial.gid == pod.proxy_gid;
+    let is_captured_dns = dial.port == DNS_PORT && pod.flags.has(PodFlags::DNS);
     if owner == Some(netns) || is_loopback(&dial.destination) {
         let has_envoys_source =
             dial.source == ENVOY_INBOUND_SOURCE || dial.source == ENVOY_INBOUND_SOURCE_V6;
@@ -154,15 +156,18 @@ pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
                 Verdict::Pass(PassCause::OwnAddress)
             };
         }
-        // O3 and O5 for the user, who comes first …
+        // O3, which is not for DNS, and O5 for the user, who comes first …
+        if is_user && is_captured_dns && !pod.is_direct_loopback(&dial.destination) {
+            return Verdict::Pass(PassCause::CallerIsProxy);
+        }
         if is_user {
             return proxy_dial_on_lo(dial, &pod);
         }
-        // … then O4 for everybody else, the group included …
-        if !pod.flags.has(PodFlags::LOOPBACK_IN_RANGES) {
+        // … then O4, which is not for DNS either, for everybody else, the group included …
+        if !pod.flags.has(PodFlags::LOOPBACK_IN_RANGES) && !is_captured_dns {
             return Verdict::Pass(PassCause::OwnAddress);
         }
-        // … so that O6 and O8 are met without O4 only.
+        // … so that O6 and O8 are met where O4 is not.
         if is_group {
             return proxy_dial_on_lo(dial, &pod);
         }
@@ -185,6 +190,10 @@ fn unruled(pod: &PodConfig, destination: &[u8; 16]) -> Option<PassCause> {
 
 #[inline]
 fn application_dial<R: Rules>(dial: &Dial, pod: &PodConfig, rules: &R) -> Verdict {
+    // D1. The agent reads with plain reads, as a proxy does.
+    if takes_dns(dial, pod, rules) {
+        return to_own_proxy(dial, DNS_AGENT_PORT, Hop::APP_TO_PROXY);
+    }
     let netns = dial.netns_cookie;
     // O10
     if pod.is_direct_loopback(&dial.destination) {
@@ -269,4 +278,4 @@ fn captures_inbound<R: Rules>(netns: u64, pod: &PodConfig, port: [u8; 2], rules:
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -228,11 +228,13 @@ pub enum Counter {
     SocketsRefused = 3,
     /// Answers given to `SO_ORIGINAL_DST`.
     OriginalDstAnswers = 4,
+    /// UDP queries, and sockets connected for them, that went to the agent of their pod.
+    DnsQueries = 5,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 6;
 
     /// Every counter, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -241,6 +243,7 @@ impl Counter {
         Self::TuplesFull,
         Self::SocketsRefused,
         Self::OriginalDstAnswers,
+        Self::DnsQueries,
     ];
 
     /// Returns the name that `status`, metrics and documents use.
@@ -252,6 +255,7 @@ impl Counter {
             Self::TuplesFull => "tuples_full",
             Self::SocketsRefused => "sockets_refused",
             Self::OriginalDstAnswers => "original_dst_answers",
+            Self::DnsQueries => "dns_queries",
         }
     }
 

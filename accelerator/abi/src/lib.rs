@@ -22,6 +22,7 @@
 
 mod addr;
 mod decision;
+mod dns;
 mod hop;
 mod limits;
 mod names;
@@ -34,6 +35,9 @@ pub use addr::{
     is_unspecified, is_v4, is_v6_link_local, v4_mapped, v4_of,
 };
 pub use decision::{Dial, PassCause, Redirect, Rules, Verdict, decide};
+pub use dns::{
+    DNS_AGENT_PORT, DNS_PORT, DnsPass, DnsSocket, DnsVerdict, decide_datagram, dns_agent_addr,
+};
 pub use hop::{Counter, Hop, HopKey, HopStats, PassReason};
 pub use limits::{
     HANDSHAKE_MAX_AGE_SECONDS, MAX_CIDR_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS, MAX_PARKED_MESSAGES,

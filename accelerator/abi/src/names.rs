@@ -24,6 +24,8 @@ pub mod map {
     pub const ORIG_DST_BY_TUPLE: &str = "ORIG_DST_BY_TUPLE";
     /// `SK_STORAGE`, socket → [`crate::SocketState`]. Linux 5.2; in `sk_msg` 5.10.
     pub const SOCKET_STATE: &str = "SOCKET_STATE";
+    /// `SK_STORAGE`, UDP socket → [`crate::DnsSocket`]. Linux 5.2; in `cgroup/sendmsg4` 5.10.
+    pub const DNS_SOCKETS: &str = "DNS_SOCKETS";
     /// `HASH`, [`crate::SockKey`] → [`crate::End`]. Linux 3.19.
     pub const ENDS: &str = "ENDS";
     /// `SOCKHASH`, [`crate::SockKey`] → socket. Linux 4.18.
@@ -36,7 +38,7 @@ pub mod map {
     pub const SETTINGS: &str = "SETTINGS";
 
     /// Every map, in the order in which they are listed and removed.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 13] = [
         PODS,
         POD_ADDRS,
         PORT_RULES,
@@ -44,6 +46,7 @@ pub mod map {
         HANDSHAKES,
         ORIG_DST_BY_TUPLE,
         SOCKET_STATE,
+        DNS_SOCKETS,
         ENDS,
         SOCKETS,
         HOP_STATS,
@@ -58,6 +61,14 @@ pub mod program {
     pub const CONNECT4: &str = "isthmus_connect4";
     /// `cgroup/connect6`: the same for IPv6 sockets, also those that dial IPv4. Linux 4.17.
     pub const CONNECT6: &str = "isthmus_connect6";
+    /// `cgroup/sendmsg4`: decides where an IPv4 datagram of an unconnected socket goes. Linux 4.18.
+    pub const SENDMSG4: &str = "isthmus_sendmsg4";
+    /// `cgroup/sendmsg6`: the same for IPv6. Linux 4.18.
+    pub const SENDMSG6: &str = "isthmus_sendmsg6";
+    /// `cgroup/recvmsg4`: shows as the source of an answer whom the query was for. Linux 5.2.
+    pub const RECVMSG4: &str = "isthmus_recvmsg4";
+    /// `cgroup/recvmsg6`: the same for IPv6. Linux 5.2.
+    pub const RECVMSG6: &str = "isthmus_recvmsg6";
     /// `cgroup/getpeername4`: shows a caller what it dialled. Linux 5.8.
     pub const GETPEERNAME4: &str = "isthmus_getpeername4";
     /// `cgroup/getpeername6`: the same for IPv6 sockets. Linux 5.8.
@@ -73,12 +84,16 @@ pub mod program {
     pub const PARKED: &str = "isthmus_parked";
 
     /// Every attached program, in the order in which they are attached.
-    pub const ALL: [&str; 7] = [
+    pub const ALL: [&str; 11] = [
         SK_MSG,
         SOCK_OPS,
         GETSOCKOPT,
         GETPEERNAME4,
         GETPEERNAME6,
+        RECVMSG4,
+        RECVMSG6,
+        SENDMSG4,
+        SENDMSG6,
         CONNECT4,
         CONNECT6,
     ];

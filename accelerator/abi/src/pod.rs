@@ -21,6 +21,11 @@ impl PodFlags {
     pub const LOOPBACK_IN_RANGES: Self = Self(1 << 2);
     /// The pod has the rules of ip6tables too (row X4); without, its IPv6 traffic is left alone.
     pub const IPV6: Self = Self(1 << 3);
+    /// The pod's agent answers its DNS (`ISTIO_META_DNS_CAPTURE`): port 53 of the servers in
+    /// [`crate::RuleList::DNS_SERVERS`] is taken (row D1), and rows O3 and O4 leave port 53 out.
+    pub const DNS: Self = Self(1 << 8);
+    /// Port 53 of every server is taken (`CAPTURE_ALL_DNS`). Counts with [`Self::DNS`] only.
+    pub const DNS_ALL: Self = Self(1 << 9);
 
     /// Tells whether every bit of `other` is set.
     #[must_use]

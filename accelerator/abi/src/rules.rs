@@ -33,6 +33,8 @@ impl RuleList {
     pub const EXCLUDE_INBOUND: Self = Self(3);
     /// `includeInboundPorts` (I6).
     pub const INCLUDE_INBOUND: Self = Self(4);
+    /// Servers of the pod's `resolv.conf` (D1).
+    pub const DNS_SERVERS: Self = Self(8);
 
     /// Returns the name that logs and `status` use.
     #[must_use]
@@ -42,6 +44,7 @@ impl RuleList {
             Self::INCLUDE_OUTBOUND => "include_outbound",
             Self::EXCLUDE_INBOUND => "exclude_inbound",
             Self::INCLUDE_INBOUND => "include_inbound",
+            Self::DNS_SERVERS => "dns_servers",
             _ => "unknown",
         }
     }

@@ -6,20 +6,20 @@ use core::ptr::{addr_of, read_volatile};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_EXIST, BPF_NOEXIST, bpf_sock},
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns},
+    helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use isthmus_accel_abi::{
-    CidrKey, Counter, Dial, Handshake, Hop, OriginalDst, PodConfig, PortKey, Rules, SockKey,
+    CidrKey, Counter, DNS_AGENT_PORT, Dial, Handshake, Hop, OriginalDst, PodConfig, PortKey, Rules, SockKey,
     SocketFlags, SocketState, Verdict, decide,
 };
 
 use crate::{
     counters::count,
     maps::{CIDR_RULES, HANDSHAKES, POD_ADDRS, PODS, PORT_RULES, SOCKET_STATE},
-    owner::{self, Owner},
-    sock_addr::{self, Family},
+    sock_addr::{self, Family, dial, source},
+    udp::{self, udp_socket},
 };
 
 const ALLOW: i32 = 1;
@@ -52,15 +52,22 @@ fn connect(ctx: &SockAddrContext, family: Family) {
             read_volatile(addr_of!((*addr).__bindgen_anon_1.sk)),
         )
     };
+    if let Some(sk) = udp_socket(addr) {
+        if let Some(query) = dial(ctx, sk, family, source(sk, family))
+            && let Some(agent) = udp::connect(sk, &query)
+        {
+            sock_addr::write(addr, family, agent, DNS_AGENT_PORT);
+        }
+        return;
+    }
     if kind != SOCK_STREAM || protocol != IPPROTO_TCP || sk.is_null() {
         return;
     }
 
     // What the kernel dials for itself is nothing that an application or a proxy could answer for.
-    let Some(owner) = owner::of(sk) else {
+    let Some(dial) = dial(ctx, sk, family, source(sk, family)) else {
         return;
     };
-    let dial = dial(ctx, sk, family, owner);
     match decide(&dial, &Loaded) {
         // The socket may have been followed in an earlier attempt that failed.
         Verdict::Pass(_) => SOCKET_STATE.forget(sk),
@@ -74,21 +81,6 @@ fn connect(ctx: &SockAddrContext, family: Family) {
             }
         }
     }
-}
-
-#[inline(always)]
-fn dial(ctx: &SockAddrContext, sk: *mut bpf_sock, family: Family, owner: Owner) -> Dial {
-    let addr = ctx.sock_addr;
-    let dial = Dial {
-        // SAFETY: a helper that takes nothing but the context.
-        netns_cookie: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
-        uid: owner.uid,
-        gid: owner.gid,
-        source: sock_addr::source(sk, family),
-        destination: sock_addr::address(addr, family),
-        port: sock_addr::port(addr),
-    };
-    dial.routed()
 }
 
 /// Reserves room for what the accepting end will ask, and marks the socket. Tells whether both worked:
@@ -146,7 +138,7 @@ fn follow(
 }
 
 /// The rules in the maps.
-struct Loaded;
+pub struct Loaded;
 
 impl Rules for Loaded {
     #[inline(always)]

@@ -9,6 +9,7 @@ use isthmus_accel_abi::SocketFlags;
 use crate::{
     maps::SOCKET_STATE,
     sock_addr::{Family, write},
+    udp::show,
 };
 
 const ALLOW: i32 = 1;
@@ -27,6 +28,7 @@ pub fn isthmus_getpeername6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn getpeername(ctx: &SockAddrContext, family: Family) -> i32 {
+    show(ctx, family);
     let addr = ctx.sock_addr;
     // SAFETY: a read of a context field of its own width.
     let sk = unsafe { read_volatile(addr_of!((*addr).__bindgen_anon_1.sk)) };

@@ -22,9 +22,12 @@ mod latch;
 mod maps;
 mod owner;
 mod parked;
+mod recvmsg;
+mod sendmsg;
 mod skmsg;
 mod sock_addr;
 mod sockops;
+mod udp;
 
 /// Helpers that read kernel memory are for programs under a GPL-compatible licence.
 #[unsafe(link_section = "license")]

@@ -13,7 +13,7 @@ use aya_ebpf::{
     },
 };
 use isthmus_accel_abi::{
-    CidrKey, Counter, End, Handshake, HopKey, HopStats, MAX_CIDR_RULES, MAX_HANDSHAKES,
+    CidrKey, Counter, DnsSocket, End, Handshake, HopKey, HopStats, MAX_CIDR_RULES, MAX_HANDSHAKES,
     MAX_HOP_ROWS, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS, PodConfig, PortKey,
     Settings, SettingsMode, SockKey, SocketState, TupleEntry,
 };
@@ -135,17 +135,21 @@ maps! {
 #[unsafe(no_mangle)]
 pub static SOCKET_STATE: Map<i32, SocketState, SK_STORAGE, 0, NO_PREALLOC> = Map::new();
 
-impl Map<i32, SocketState, SK_STORAGE, 0, NO_PREALLOC> {
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub static DNS_SOCKETS: Map<i32, DnsSocket, SK_STORAGE, 0, NO_PREALLOC> = Map::new();
+
+impl<V> Map<i32, V, SK_STORAGE, 0, NO_PREALLOC> {
     /// Returns the state of a socket, or null.
     #[inline(always)]
-    pub fn of(&self, sk: *mut bpf_sock) -> *mut SocketState {
+    pub fn of(&self, sk: *mut bpf_sock) -> *mut V {
         // SAFETY: the verifier accepts only a socket here; a null value asks for no creation.
         unsafe { bpf_sk_storage_get(self.as_ptr(), sk.cast(), ptr::null_mut(), 0).cast() }
     }
 
     /// Returns the state of a socket, making a zeroed one, or null if there is no memory.
     #[inline(always)]
-    pub fn of_or_new(&self, sk: *mut bpf_sock) -> *mut SocketState {
+    pub fn of_or_new(&self, sk: *mut bpf_sock) -> *mut V {
         // SAFETY: as in `of`.
         unsafe {
             bpf_sk_storage_get(

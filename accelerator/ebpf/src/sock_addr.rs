@@ -6,8 +6,15 @@ use core::{
     ptr::{addr_of, addr_of_mut, read_volatile, write_volatile},
 };
 
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
-use isthmus_accel_abi::v4_mapped;
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{bpf_sock, bpf_sock_addr},
+    helpers::generated::bpf_get_netns_cookie,
+    programs::SockAddrContext,
+};
+use isthmus_accel_abi::{Dial, v4_mapped};
+
+use crate::owner;
 
 /// Family of the socket for which a program runs, which is that of its hook.
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -16,6 +23,29 @@ pub enum Family {
     V4,
     /// `AF_INET6`, whose peer may be a v4-mapped address.
     V6,
+}
+
+/// Returns what the owner of a socket asks for, as the kernel will route it, from this source; `None` if
+/// the socket is the kernel's own.
+#[inline(always)]
+pub fn dial(
+    ctx: &SockAddrContext,
+    sk: *mut bpf_sock,
+    family: Family,
+    source: [u8; 16],
+) -> Option<Dial> {
+    let addr = ctx.sock_addr;
+    let owner = owner::of(sk)?;
+    let dial = Dial {
+        // SAFETY: a helper that takes nothing but the context.
+        netns_cookie: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
+        uid: owner.uid,
+        gid: owner.gid,
+        source,
+        destination: address(addr, family),
+        port: port(addr),
+    };
+    Some(dial.routed())
 }
 
 /// Returns the address that the caller gave, or is shown.
@@ -84,8 +114,9 @@ pub fn write(addr: *mut bpf_sock_addr, family: Family, address: [u8; 16], port: 
     }
 }
 
+/// Returns the address that the context holds as words.
 #[inline(always)]
-const fn from_words(words: [u32; 4]) -> [u8; 16] {
+pub const fn from_words(words: [u32; 4]) -> [u8; 16] {
     // SAFETY: any sixteen bytes are as good as four words.
     unsafe { mem::transmute(words) }
 }

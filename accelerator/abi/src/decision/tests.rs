@@ -20,11 +20,11 @@ const PROXY: u32 = 1337;
 const VIP: [u8; 4] = [198, 19, 0, 9];
 
 #[derive(Debug, Default)]
-struct Table {
-    pods: BTreeMap<u64, PodConfig>,
-    owners: BTreeMap<[u8; 16], u64>,
-    ports: BTreeSet<PortKey>,
-    ranges: BTreeSet<CidrKey>,
+pub(crate) struct Table {
+    pub(crate) pods: BTreeMap<u64, PodConfig>,
+    pub(crate) owners: BTreeMap<[u8; 16], u64>,
+    pub(crate) ports: BTreeSet<PortKey>,
+    pub(crate) ranges: BTreeSet<CidrKey>,
 }
 
 impl Rules for Table {

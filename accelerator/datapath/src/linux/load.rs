@@ -44,6 +44,10 @@ impl Hook {
         match name {
             program::CONNECT4 => Self::Cgroup(AttachType::CgroupInet4Connect),
             program::CONNECT6 => Self::Cgroup(AttachType::CgroupInet6Connect),
+            program::SENDMSG4 => Self::Cgroup(AttachType::CgroupUdp4Sendmsg),
+            program::SENDMSG6 => Self::Cgroup(AttachType::CgroupUdp6Sendmsg),
+            program::RECVMSG4 => Self::Cgroup(AttachType::CgroupUdp4Recvmsg),
+            program::RECVMSG6 => Self::Cgroup(AttachType::CgroupUdp6Recvmsg),
             program::GETPEERNAME4 => Self::Cgroup(AttachType::CgroupInet4Getpeername),
             program::GETPEERNAME6 => Self::Cgroup(AttachType::CgroupInet6Getpeername),
             program::GETSOCKOPT => Self::Cgroup(AttachType::CgroupGetsockopt),
@@ -57,6 +61,10 @@ impl Hook {
         match self {
             Self::Cgroup(AttachType::CgroupInet4Connect) => "cgroup/connect4",
             Self::Cgroup(AttachType::CgroupInet6Connect) => "cgroup/connect6",
+            Self::Cgroup(AttachType::CgroupUdp4Sendmsg) => "cgroup/sendmsg4",
+            Self::Cgroup(AttachType::CgroupUdp6Sendmsg) => "cgroup/sendmsg6",
+            Self::Cgroup(AttachType::CgroupUdp4Recvmsg) => "cgroup/recvmsg4",
+            Self::Cgroup(AttachType::CgroupUdp6Recvmsg) => "cgroup/recvmsg6",
             Self::Cgroup(AttachType::CgroupInet4Getpeername) => "cgroup/getpeername4",
             Self::Cgroup(AttachType::CgroupInet6Getpeername) => "cgroup/getpeername6",
             Self::Cgroup(AttachType::CgroupGetsockopt) => "cgroup/getsockopt",

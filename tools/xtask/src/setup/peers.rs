@@ -44,7 +44,7 @@ struct GoProgram {
     what: &'static str,
 }
 
-const GO_PROGRAMS: [GoProgram; 2] = [
+const GO_PROGRAMS: [GoProgram; 3] = [
     GoProgram {
         dir: "go",
         name: "grpc-go",
@@ -57,7 +57,19 @@ const GO_PROGRAMS: [GoProgram; 2] = [
         program: "istio-iptables",
         what: "istio.io/istio (its redirection rules, which the accelerator is compared with)",
     },
+    GoProgram {
+        dir: "go-resolver",
+        name: "go-resolver",
+        program: "go-resolver",
+        what: "Go's resolver (a DNS client of a pod)",
+    },
 ];
+
+const MUSL: DebianPackage = DebianPackage {
+    program: "musl-gcc",
+    package: "musl-tools",
+    why: "builds a DNS client of a pod with musl's resolver",
+};
 
 /// Name of the file that says what a directory of libraries was made from.
 const STAMP: &str = "isthmus-setup";
@@ -71,6 +83,7 @@ pub(crate) fn ensure(workspace: &Workspace) -> anyhow::Result<()> {
     let peers = workspace.root().join("integration-tests/peers");
     python(&workspace.tools(), &peers.join("python"))?;
     javascript(&workspace.tools(), &peers.join("javascript"))?;
+    musl(&workspace.tools(), &peers.join("musl-resolver/resolver.c"))?;
     ensure_debian(&[GO])?;
     GO_PROGRAMS
         .iter()
@@ -94,6 +107,19 @@ fn go(tools: &Path, peers: &Path, program: &GoProgram) -> anyhow::Result<()> {
                 source.display()
             )
         })
+    })
+}
+
+fn musl(tools: &Path, source: &Path) -> anyhow::Result<()> {
+    ensure_debian(&[MUSL])?;
+    let stamp = stamp("musl-gcc", "--version", source)?;
+    install(tools, "musl-resolver", &stamp, |dir| {
+        println!("setup: building musl's resolver (a DNS client of a pod)");
+        run(Command::new("musl-gcc")
+            .args(["-static", "-O2", "-Wall", "-o"])
+            .arg(dir.join("musl-resolver"))
+            .arg(source))
+        .with_context(|| format!("{} could not be built", source.display()))
     })
 }
 
