@@ -90,6 +90,10 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
 
+    /// Whether messages between sockets of this node may skip TCP/IP.
+    #[arg(default_value = "auto", long, value_enum, value_name = "WHEN")]
+    pub sockmap: Sockmap,
+
     /// Address for /livez, /readyz and /metrics; none if left out.
     #[arg(long, value_name = "ADDR")]
     pub admin_listen: Option<SocketAddr>,
@@ -162,6 +166,15 @@ pub struct Probe {
         reason = "a doc comment would replace the one of the flattened options"
     )]
     pub places: Places,
+}
+
+/// When messages may skip TCP/IP.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Sockmap {
+    /// Where the kernel is known to do it right.
+    Auto,
+    /// Never: connections are redirected, and every byte goes by TCP.
+    Off,
 }
 
 /// How to write logs.

@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     admin,
-    cli::{Cli, Command, Detach, LogFormat, Output, Probe, Run, Status},
+    cli::{Cli, Command, Detach, LogFormat, Output, Probe, Run, Sockmap, Status},
     error::{CommandError, EXIT_MISSING, render_chain},
     probe::{self, Report},
     rights,
@@ -64,7 +64,10 @@ async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandEr
     let _lock = runtime_dir.lock()?;
 
     let options = LoadOptions {
-        mode: SettingsMode::SOCKMAP,
+        mode: match args.sockmap {
+            Sockmap::Auto => SettingsMode::SOCKMAP,
+            Sockmap::Off => SettingsMode::REDIRECT_ONLY,
+        },
         ..LoadOptions::default()
     };
     let datapath = load(&args.places.pin_dir, &cgroup_root, &options)?;

@@ -31,6 +31,15 @@ pub struct Accelerator {
     process: Option<Process>,
 }
 
+/// Whether the agent may let messages skip TCP/IP.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Sockmap {
+    /// Where the kernel allows it.
+    Auto,
+    /// Connections are redirected, and every byte goes by TCP.
+    Off,
+}
+
 /// What `status -o json` says.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Status {
@@ -173,7 +182,19 @@ impl Accelerator {
     ///
     /// When it ends, or is not ready in time.
     pub fn start(&mut self, pods: usize) -> Result<()> {
+        self.start_with(pods, Sockmap::Auto)
+    }
+
+    /// As [`Self::start`], with or without the sockmap.
+    ///
+    /// # Errors
+    ///
+    /// When it ends, or is not ready in time.
+    pub fn start_with(&mut self, pods: usize, sockmap: Sockmap) -> Result<()> {
         let mut args = vec!["run".into(), "--config".into(), self.config.clone().into()];
+        if sockmap == Sockmap::Off {
+            args.extend(["--sockmap".into(), "off".into()]);
+        }
         args.extend(self.places());
         let mut process = Process::start(&Program {
             args,

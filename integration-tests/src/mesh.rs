@@ -34,6 +34,24 @@ const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long idle connections between the sidecars may take to be closed.
 const IDLE_DEADLINE: Duration = Duration::from_secs(15);
 
+/// What answers behind the server's sidecar.
+#[derive(Clone, Copy, Debug)]
+pub enum Application {
+    /// nginx, with the pod's name in every answer.
+    Nginx,
+    /// Whatever this starts on [`nginx::APPLICATION_PORT`].
+    Custom(fn(&Pod) -> Result<Process>),
+}
+
+impl Application {
+    fn start(self, pod: &Pod) -> Result<Process> {
+        match self {
+            Self::Nginx => nginx::start(pod),
+            Self::Custom(start) => start(pod),
+        }
+    }
+}
+
 /// A running mesh. Dropping it ends and removes everything.
 #[derive(Debug)]
 pub struct Mesh {
@@ -55,6 +73,15 @@ impl Mesh {
     ///
     /// When a part of it does not start.
     pub fn start(protocol: Protocol) -> Result<Self> {
+        Self::start_with(protocol, Application::Nginx)
+    }
+
+    /// As [`Self::start`], with an application of the caller's.
+    ///
+    /// # Errors
+    ///
+    /// When a part of it does not start.
+    pub fn start_with(protocol: Protocol, application: Application) -> Result<Self> {
         let lab = NetnsLab::create()?;
         let plan = ControlPlanePlan::on(NODE_ADDRESS, Some(lab.node().path()), lab.dir());
         let control_plane = ControlPlane::prepare(plan)?;
@@ -69,7 +96,7 @@ impl Mesh {
 
         mesh.lab.add_pod(CLIENT, Some(&Capture::default()))?;
         let server = mesh.lab.add_pod(SERVER, Some(&Capture::default()))?;
-        let process = nginx::start(server)?;
+        let process = application.start(server)?;
         mesh.applications.insert(SERVER.to_owned(), process);
         mesh.publish_endpoints()?;
         mesh.publish_route(FIRST_REVISION)?;
@@ -91,6 +118,15 @@ impl Mesh {
         self.start_sidecar(name)?;
         self.endpoints.push(name.to_owned());
         self.publish_endpoints()
+    }
+
+    /// Adds a pod without a sidecar, without rules and without an application.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn add_plain_pod(&mut self, name: &str) -> Result<()> {
+        self.lab.add_pod(name, None).map(drop)
     }
 
     /// Takes a pod out of the service; its application and its sidecar go on to run.

@@ -56,7 +56,7 @@ pub fn route_document(revision: &str) -> Value {
             "virtualHosts": [{
                 "name": "server.default.svc.cluster.local:80",
                 "domains": ["*"],
-                "routes": [{"name": "default", "match": {"prefix": "/"}, "route": {"cluster": SERVICE_CLUSTER}}],
+                "routes": [{"name": "default", "match": {"prefix": "/"}, "route": {"cluster": SERVICE_CLUSTER, "timeout": "0s"}}],
             }],
             "responseHeadersToAdd": [{"header": {"key": REVISION_HEADER, "value": revision}}],
         })],
@@ -122,7 +122,7 @@ fn inbound_listener() -> Value {
         "virtualHosts": [{
             "name": format!("inbound|http|{APPLICATION_PORT}"),
             "domains": ["*"],
-            "routes": [{"name": "default", "match": {"prefix": "/"}, "route": {"cluster": "InboundPassthroughCluster"}}],
+            "routes": [{"name": "default", "match": {"prefix": "/"}, "route": {"cluster": "InboundPassthroughCluster", "timeout": "0s"}}],
         }],
     });
     listener(
@@ -198,11 +198,12 @@ fn service_cluster(protocol: Protocol) -> Value {
     })
 }
 
+// What arrives as HTTP/2 (gRPC) goes on as HTTP/2, as with Istio's protocol detection; a call may last, as with Istio.
 fn http_options() -> Value {
     let options = json!({
         "@type": type_url("envoy.extensions.upstreams.http.v3.HttpProtocolOptions"),
         "commonHttpProtocolOptions": {"idleTimeout": UPSTREAM_IDLE},
-        "explicitHttpConfig": {"httpProtocolOptions": {}},
+        "useDownstreamProtocolConfig": {"httpProtocolOptions": {}, "http2ProtocolOptions": {}},
     });
     json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options})
 }

@@ -1,10 +1,12 @@
 //! `isthmus-bench xds`: what a change costs, ours beside go-control-plane and the floor.
+//! `isthmus-bench accel`: what a request costs, by the accelerator beside iptables.
 //!
 //! One program in several processes: `xds` runs the benchmark and starts the others (`serve`,
 //! `client`, `floor`, and the Go program in `gcp/`), talks to them by lines and measures them
-//! from outside.
+//! from outside. `accel` makes a lab and starts the load and the applications in its pods.
 #![forbid(unsafe_code)]
 
+mod accel;
 mod client;
 mod clock;
 mod contender;
@@ -28,7 +30,7 @@ use clap::{Parser, Subcommand};
 #[global_allocator]
 static HEAP: isthmus_heap::CountingAllocator = isthmus_heap::CountingAllocator;
 
-/// The xDS benchmark.
+/// The benchmarks.
 #[derive(Debug, Parser)]
 #[command(
     after_help = "Examples:\n  cargo xtask bench xds --quick\n  cargo xtask bench xds --streams 10000 --clusters 100 --scenario one-endpoint"
@@ -47,6 +49,14 @@ enum Role {
     /// The clients of half a soak; used by `soak`.
     #[command(hide = true)]
     SoakClients(soak::clients::ClientsArgs),
+    /// Pod to pod by iptables and by the accelerator: fails if the accelerator is worse somewhere.
+    Accel(accel::Options),
+    /// Load from inside a pod; used by `accel`.
+    #[command(hide = true)]
+    AccelLoad(accel::LoadArgs),
+    /// The application in a pod; used by `accel`.
+    #[command(hide = true)]
+    AccelApplication(accel::ApplicationArgs),
     /// Our server; used by `xds` and `soak`.
     #[command(hide = true)]
     Serve,
@@ -63,6 +73,9 @@ fn main() -> ExitCode {
         Role::Xds(options) => run::run(&options),
         Role::Soak(options) => soak::run(&options),
         Role::SoakClients(args) => soak::clients::run(args),
+        Role::Accel(options) => accel::run(&options),
+        Role::AccelLoad(args) => accel::run_load(&args),
+        Role::AccelApplication(args) => accel::run_application(&args),
         Role::Serve => server::run(),
         Role::Client(args) => client::run(args),
         Role::Floor => floor::run(),

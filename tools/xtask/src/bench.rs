@@ -6,8 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use crate::demo::Demo;
-use crate::setup::{DebianPackage, ensure_debian};
+use crate::setup::{self, DebianPackage, ensure_debian};
 use crate::workspace::{Workspace, run};
 
 /// What to measure.
@@ -19,17 +18,14 @@ pub(crate) struct Bench {
 
 #[derive(Debug, Subcommand)]
 enum Subject {
-    /// Two pods with sidecars, iptables against the accelerator, in interleaved rounds.
-    #[command(after_help = "Examples:\n  cargo xtask bench accel --rounds 5 --seconds 10")]
-    Accel {
-        /// Times that each path is measured; the table shows medians.
-        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=20))]
-        rounds: u32,
-
-        /// Seconds of load for each measurement.
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=60))]
-        seconds: u32,
-    },
+    /// Pod to pod through two sidecars: iptables against the accelerator, in interleaved rounds.
+    ///
+    /// Writes a table, plots and `accel.json` to `bench/` of the target directory; fails if the accelerator is worse than
+    /// iptables anywhere by more than the noise of the run. Needs root, and a machine on which nothing else runs.
+    #[command(
+        after_help = "Examples:\n  cargo xtask bench accel\n  cargo xtask bench accel --rounds 3 --seconds 1 --connections 16 --workload http1-keepalive,grpc-unary"
+    )]
+    Accel(Accel),
 
     /// What a change costs an xDS server: ours, go-control-plane and a floor under one client.
     ///
@@ -46,6 +42,33 @@ enum Subject {
         after_help = "Examples:\n  cargo xtask bench soak\n  cargo xtask bench soak --streams 1000 --seconds 60"
     )]
     Soak(Soak),
+}
+
+#[derive(Debug, Args)]
+struct Accel {
+    /// Times that each path is measured; the table shows medians.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
+    rounds: u32,
+
+    /// Seconds of load for each measurement.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+
+    /// Numbers of connections.
+    #[arg(long, default_value = "1,16,256")]
+    connections: String,
+
+    /// What is sent: http1-keepalive, http1-new, grpc-unary, grpc-streaming, bulk-down, bulk-up; all of it if left out.
+    #[arg(long)]
+    workload: Option<String>,
+
+    /// Data paths beside iptables: no-mesh, redirect, full; all of them if left out.
+    #[arg(long)]
+    path: Option<String>,
+
+    /// Where the table, the plots and the rows go, in place of `bench/` of the target directory.
+    #[arg(long)]
+    out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -100,6 +123,43 @@ const GO: DebianPackage = DebianPackage {
     package: "golang-go",
     why: "builds go-control-plane, which ours is measured against",
 };
+
+/// Without it there is no profile of the kernel's part.
+const PERF: DebianPackage = DebianPackage {
+    program: "perf",
+    package: "linux-perf",
+    why: "says where the rest of the time goes",
+};
+
+impl Accel {
+    fn run(&self, workspace: &Workspace) -> anyhow::Result<ExitCode> {
+        setup::run(workspace)?;
+        ensure_debian(&[PERF])?;
+        let directory = workspace.target().join("bench");
+        let out = self.out.as_ref().unwrap_or(&directory);
+        std::fs::create_dir_all(out)
+            .with_context(|| format!("{} cannot be made", out.display()))?;
+        run(&mut workspace.cargo([
+            "build",
+            "--release",
+            "--locked",
+            "--package=isthmus-xds",
+            "--package=isthmus-accelerator",
+        ]))?;
+        let mut bench = built(workspace)?;
+        bench.arg("accel").arg("--out").arg(out);
+        bench.args(["--rounds", &self.rounds.to_string()]);
+        bench.args(["--seconds", &self.seconds.to_string()]);
+        bench.args(["--connections", &self.connections]);
+        for (flag, value) in [("--workload", &self.workload), ("--path", &self.path)] {
+            if let Some(value) = value {
+                bench.args([flag, value]);
+            }
+        }
+        run(&mut bench)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
 
 impl Xds {
     fn run(&self, workspace: &Workspace) -> anyhow::Result<ExitCode> {
@@ -166,12 +226,7 @@ impl Bench {
     /// Measures and prints a table.
     pub(crate) fn run(&self, workspace: &Workspace) -> anyhow::Result<ExitCode> {
         match &self.subject {
-            Subject::Accel { rounds, seconds } => Demo {
-                rounds: *rounds,
-                seconds: *seconds,
-                control_plane: false,
-            }
-            .run(workspace),
+            Subject::Accel(accel) => accel.run(workspace),
             Subject::Xds(xds) => xds.run(workspace),
             Subject::Soak(soak) => soak.run(workspace),
         }

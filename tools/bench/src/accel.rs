@@ -1,0 +1,353 @@
+//! `isthmus-bench accel`: pod to pod through two sidecars, by four paths that take turns.
+
+mod application;
+mod drawing;
+mod http1;
+mod load;
+mod path;
+mod rows;
+mod samples;
+mod usage;
+mod workload;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use isthmus_integration_tests::accelerator::{Accelerator, HopBytes, Sockmap};
+use isthmus_integration_tests::envoy::Protocol;
+use isthmus_integration_tests::lab::{Pod, SERVICE_ADDRESS};
+use isthmus_integration_tests::mesh::{Application, CLIENT, Mesh, SERVER, SERVICE_PORT};
+use isthmus_integration_tests::nginx::APPLICATION_PORT;
+use isthmus_integration_tests::process::{self, Process, Program, User};
+use isthmus_integration_tests::{programs, shell, wait};
+
+pub(crate) use self::application::ApplicationArgs;
+pub(crate) use self::load::LoadArgs;
+use self::load::LoadReport;
+use self::path::Path;
+use self::rows::{Metric, Row, Rows};
+use self::workload::Workload;
+
+/// Pod without a sidecar that sends.
+const PLAIN_CLIENT: &str = "plain-client";
+/// Pod without a sidecar that answers.
+const PLAIN_SERVER: &str = "plain-server";
+
+/// How long the application may take to listen.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the profile is of.
+const PROFILED: (Workload, u32) = (Workload::Http1Keepalive, 16);
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Directory for the table, `accel.json` and the plots.
+    #[arg(long)]
+    out: PathBuf,
+    /// Times that each path is measured.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Numbers of connections.
+    #[arg(long, value_delimiter = ',', default_value = "1,16,256")]
+    connections: Vec<u32>,
+    /// Kinds of traffic; all of them if left out.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    workload: Vec<Workload>,
+    /// Data paths beside iptables; all of them if left out.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    path: Vec<Path>,
+}
+
+/// Runs the benchmark: prints the table and fails if the full path is worse than iptables somewhere.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    ensure!(options.rounds > 0, "no round, no result");
+    let mut course = Course::start(options)?;
+    for round in 1..=options.rounds {
+        course.round(round)?;
+    }
+    let profiles = course.profiles();
+    course.stop()?;
+    let rows = course.rows;
+    write(&rows, options)?;
+    report(&rows, &profiles)
+}
+
+pub(crate) use self::application::run as run_application;
+pub(crate) use self::load::run as run_load;
+
+fn report(rows: &Rows, profiles: &str) -> Result<()> {
+    println!("\n{}\n{profiles}", rows.render());
+    println!("Better than iptables by more than the noise:");
+    for line in rows.better() {
+        println!("  {line}");
+    }
+    for metric in Metric::ALL {
+        if let Some(mean) = rows.small_messages(metric) {
+            println!("Small messages, all rows: {} {mean:.3}x", metric.name());
+        }
+    }
+    let worse = rows.worse();
+    if worse.is_empty() {
+        println!("Worse than iptables by more than the noise: nothing");
+        return Ok(());
+    }
+    bail!(
+        "worse than iptables by more than the noise:\n  {}",
+        worse.join("\n  ")
+    )
+}
+
+fn write(rows: &Rows, options: &Options) -> Result<()> {
+    let file = |name: &str, text: &str| {
+        let path = options.out.join(name);
+        fs::write(&path, text).with_context(|| format!("{} is not writable", path.display()))
+    };
+    file("accel.json", &serde_json::to_string_pretty(&rows.0)?)?;
+    file("accel.txt", &rows.render())?;
+    let drawings = [
+        (Metric::Requests, "accel-requests.svg"),
+        (Metric::P50, "accel-p50.svg"),
+        (Metric::P99, "accel-p99.svg"),
+        (Metric::Cpu, "accel-cpu.svg"),
+    ];
+    for (metric, name) in drawings {
+        file(name, &drawing::draw(rows, metric))?;
+    }
+    Ok(())
+}
+
+/// A mesh, what is attached to it, and what was measured so far.
+struct Course<'a> {
+    // Dropped before the mesh, whose pods it accelerates.
+    accelerator: Accelerator,
+    _plain_server: Process,
+    mesh: Mesh,
+    options: &'a Options,
+    rows: Rows,
+}
+
+impl<'a> Course<'a> {
+    fn start(options: &'a Options) -> Result<Self> {
+        eprintln!("starting two pods with sidecars and two without");
+        let mut mesh = Mesh::start_with(Protocol::Delta, Application::Custom(start_application))?;
+        mesh.add_plain_pod(PLAIN_CLIENT)?;
+        mesh.add_plain_pod(PLAIN_SERVER)?;
+        for name in [CLIENT, PLAIN_CLIENT] {
+            // A connection for each request needs more ports than the default has within a minute.
+            let netns = &mesh.pod(name)?.netns;
+            netns.sysctl("net.ipv4.ip_local_port_range", "1024 65000")?;
+            netns.sysctl("net.ipv4.tcp_tw_reuse", "1")?;
+        }
+        let plain_server = start_application(mesh.pod(PLAIN_SERVER)?)?;
+        let accelerator = Accelerator::prepare(mesh.lab().dir())?;
+        accelerator.write_pods(&[mesh.pod(CLIENT)?, mesh.pod(SERVER)?])?;
+        Ok(Self {
+            accelerator,
+            _plain_server: plain_server,
+            mesh,
+            options,
+            rows: Rows::default(),
+        })
+    }
+
+    /// Every path once; every other round in the opposite order, so that what drifts disturbs all alike.
+    fn round(&mut self, round: u32) -> Result<()> {
+        let mut paths: Vec<Path> = Path::ALL
+            .into_iter()
+            .filter(|path| self.is_wanted(*path))
+            .collect();
+        if round.is_multiple_of(2) {
+            paths.reverse();
+        }
+        for path in paths {
+            self.switch(path)?;
+            for workload in Workload::ALL {
+                if !self.options.workload.is_empty() && !self.options.workload.contains(&workload) {
+                    continue;
+                }
+                for connections in &self.options.connections {
+                    let row = self.measure(path, workload, *connections, round)?;
+                    eprintln!(
+                        "round {round}/{}: {:<9} {:<16} {connections:>4} connections: {:>9.0} requests/s",
+                        self.options.rounds,
+                        path.name(),
+                        workload.name(),
+                        row.requests_per_s,
+                    );
+                    self.rows.0.push(row);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_wanted(&self, path: Path) -> bool {
+        path == Path::Iptables || self.options.path.is_empty() || self.options.path.contains(&path)
+    }
+
+    /// Takes out what is attached, lets all connections end, and attaches what the path needs.
+    fn switch(&mut self, path: Path) -> Result<()> {
+        if self.accelerator.pin_dir().exists() {
+            self.accelerator.detach()?;
+        }
+        self.mesh.wait_idle()?;
+        match path {
+            Path::NoMesh | Path::Iptables => Ok(()),
+            Path::Redirect => self.accelerator.start_with(2, Sockmap::Off),
+            Path::Full => self.accelerator.start_with(2, Sockmap::Auto),
+        }
+    }
+
+    fn measure(&self, path: Path, workload: Workload, connections: u32, round: u32) -> Result<Row> {
+        let before = self.moved(path)?;
+        let report = self.load(path, workload, connections)?;
+        let moved = self.moved(path)?.since(before);
+        Ok(Row {
+            workload: workload.name(),
+            connections,
+            path: path.name(),
+            round,
+            requests_per_s: report.requests_per_s,
+            p50_us: report.p50_us,
+            p99_us: report.p99_us,
+            cpu_us_per_request: report.cpu_us_per_request,
+            sockmap_share: moved.share().unwrap_or(0.0),
+        })
+    }
+
+    // Of all hops together.
+    fn moved(&self, path: Path) -> Result<HopBytes> {
+        let mut sum = HopBytes::default();
+        if matches!(path, Path::Redirect | Path::Full) {
+            for bytes in self.accelerator.status()?.by_hop().into_values() {
+                sum.add(bytes);
+            }
+        }
+        Ok(sum)
+    }
+
+    fn load(&self, path: Path, workload: Workload, connections: u32) -> Result<LoadReport> {
+        let (client, target) = match path {
+            Path::NoMesh => {
+                let address = self.mesh.pod(PLAIN_SERVER)?.address;
+                (PLAIN_CLIENT, (address, APPLICATION_PORT))
+            }
+            Path::Iptables | Path::Redirect | Path::Full => {
+                (CLIENT, (SERVICE_ADDRESS, SERVICE_PORT))
+            }
+        };
+        let mut command = self.mesh.pod(client)?.netns.command("setpriv");
+        let id = User::Application
+            .ids()
+            .context("it has a user of its own")?;
+        command
+            .args([format!("--reuid={id}"), format!("--regid={id}")])
+            .args(["--clear-groups", "--pdeathsig=KILL"])
+            .arg(programs::own("isthmus-bench")?)
+            .args(["accel-load", "--workload", workload.name()])
+            .args(["--target", &SocketAddr::from(target).to_string()])
+            .args(["--connections", &connections.to_string()])
+            .args(["--milliseconds", &self.milliseconds().to_string()]);
+        for (name, pod) in [("client's Envoy", CLIENT), ("server's Envoy", SERVER)] {
+            let pid = self.mesh.sidecar(pod)?.process().pid();
+            command.args(["--watch", &format!("{name}={pid}")]);
+        }
+        let text = shell::capture(&mut command).with_context(|| {
+            let (path, workload) = (path.name(), workload.name());
+            format!("{workload} with {connections} connections, {path}")
+        })?;
+        serde_json::from_str(&text).with_context(|| format!("the load printed {text:?}"))
+    }
+
+    fn milliseconds(&self) -> u128 {
+        Duration::from_secs_f64(self.options.seconds).as_millis()
+    }
+
+    /// Who spends a request's time, by iptables and by the full path.
+    fn profiles(&mut self) -> String {
+        let mut text = String::new();
+        for path in [Path::Iptables, Path::Full] {
+            if !self.is_wanted(path) {
+                continue;
+            }
+            let shown = self.switch(path).and_then(|()| self.profile(path));
+            let (workload, connections) = (PROFILED.0.name(), PROFILED.1);
+            let shown = shown.unwrap_or_else(|error| format!("not known: {error:#}\n"));
+            let _ = writeln!(
+                text,
+                "Processor time of a request, {workload}, {connections} connections, {}:\n{shown}",
+                path.name()
+            );
+        }
+        text
+    }
+
+    fn profile(&self, path: Path) -> Result<String> {
+        // The load warms up for a part of that time, which only adds samples of the same kind.
+        let recording = samples::record(&self.options.out, self.options.seconds);
+        let report = self.load(path, PROFILED.0, PROFILED.1)?;
+        let mut text = match recording.and_then(samples::Recording::finish) {
+            Ok(profile) => profile.render(report.cpu_us_per_request),
+            Err(error) => format!("no samples: {error:#}\n"),
+        };
+        let rest: f64 = report
+            .processes
+            .values()
+            .map(|(user, system)| user + system)
+            .sum();
+        for (name, (user, system)) in &report.processes {
+            let _ = writeln!(text, "{user:>8.1} us user, {system:>6.1} us system: {name}");
+        }
+        let rest = (report.cpu_us_per_request - rest).max(0.0);
+        let _ = writeln!(
+            text,
+            "{rest:>8.1} us: the application, and interrupts of no process"
+        );
+        Ok(text)
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        if self.accelerator.pin_dir().exists() {
+            self.accelerator.detach()?;
+        }
+        process::declare_success();
+        Ok(())
+    }
+}
+
+fn start_application(pod: &Pod) -> Result<Process> {
+    let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, APPLICATION_PORT));
+    let mut process = Process::start(&Program {
+        args: vec![
+            "accel-application".into(),
+            "--listen".into(),
+            listen.to_string().into(),
+        ],
+        log_dir: &pod.dir,
+        name: "application",
+        netns: Some(&pod.netns.path()),
+        path: &programs::own("isthmus-bench")?,
+        user: User::Application,
+    })?;
+    wait::until(
+        &format!("the application in {}", pod.name),
+        START_DEADLINE,
+        || {
+            process.check_running()?;
+            ensure!(
+                process.log()?.contains("listening on"),
+                "it does not listen"
+            );
+            Ok(())
+        },
+    )?;
+    Ok(process)
+}
