@@ -40,6 +40,12 @@ const PLAIN_SERVER: &str = "plain-server";
 /// How long the application may take to listen.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Fewer rounds show no noise, and without noise there is nothing to judge by.
+const ROUNDS_TO_JUDGE: u32 = 3;
+
+/// Load of the machine, in processes that run, from which on a warning is due.
+const BUSY: f64 = 0.5;
+
 /// What the profile is of.
 const PROFILED: (Workload, u32) = (Workload::Http1Keepalive, 16);
 
@@ -69,6 +75,7 @@ pub(crate) struct Options {
 /// Runs the benchmark: prints the table and fails if the full path is worse than iptables somewhere.
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0, "no round, no result");
+    warn_if_busy()?;
     let mut course = Course::start(options)?;
     for round in 1..=options.rounds {
         course.round(round)?;
@@ -77,14 +84,30 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     course.stop()?;
     let rows = course.rows;
     write(&rows, options)?;
-    report(&rows, &profiles)
+    println!("\n{}\n{profiles}", rows.render());
+    if options.rounds < ROUNDS_TO_JUDGE {
+        println!("Not judged: noise shows from {ROUNDS_TO_JUDGE} rounds on.");
+        return Ok(());
+    }
+    judge(&rows)
+}
+
+fn warn_if_busy() -> Result<()> {
+    let text = fs::read_to_string("/proc/loadavg")?;
+    let load = text
+        .split_whitespace()
+        .next()
+        .and_then(|word| word.parse::<f64>().ok());
+    if let Some(load) = load.filter(|load| *load > BUSY) {
+        eprintln!("warning: the machine is busy (load {load}): what others use is counted, too");
+    }
+    Ok(())
 }
 
 pub(crate) use self::application::run as run_application;
 pub(crate) use self::load::run as run_load;
 
-fn report(rows: &Rows, profiles: &str) -> Result<()> {
-    println!("\n{}\n{profiles}", rows.render());
+fn judge(rows: &Rows) -> Result<()> {
     println!("Better than iptables by more than the noise:");
     for line in rows.better() {
         println!("  {line}");

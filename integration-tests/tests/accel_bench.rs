@@ -1,0 +1,66 @@
+//! The accelerator's benchmark, as small as it gets: every workload by every path, and what it writes about them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use isthmus_integration_tests::{programs, shell};
+use serde_json::Value;
+
+const WORKLOADS: usize = 6;
+const PATHS: [&str; 4] = ["no-mesh", "iptables", "redirect", "full"];
+
+#[test]
+fn every_workload_goes_by_every_path() -> Result<()> {
+    let out = tempfile::tempdir()?;
+    let mut command = Command::new(programs::own("isthmus-bench")?);
+    command.args([
+        "accel",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.2",
+        "--connections",
+        "2",
+        "--out",
+    ]);
+    let text = shell::capture(command.arg(out.path()))?;
+    ensure!(
+        text.contains("Not judged"),
+        "one round shows no noise: {text}"
+    );
+
+    let json = fs::read(out.path().join("accel.json")).context("the rows")?;
+    let rows: Vec<Value> = serde_json::from_slice(&json)?;
+    ensure!(rows.len() == WORKLOADS * PATHS.len(), "{} rows", rows.len());
+    let key = |row: &Value| (row["workload"].to_string(), row["path"].to_string());
+    let keys: BTreeSet<_> = rows.iter().map(key).collect();
+    ensure!(keys.len() == rows.len(), "a row stands twice: {keys:?}");
+    for row in &rows {
+        for field in ["requests_per_s", "p50_us", "p99_us"] {
+            ensure!(
+                row[field].as_f64().is_some_and(|it| it > 0.0),
+                "{field}: {row}"
+            );
+        }
+        let share = row["sockmap_share"].as_f64().context("a share")?;
+        let is_small = matches!(
+            row["workload"].as_str(),
+            Some("http1-keepalive" | "grpc-unary" | "grpc-streaming")
+        );
+        // Four of the six legs of a small exchange are read by a proxy.
+        let expected = if row["path"] == "full" && is_small {
+            0.3..=1.0
+        } else {
+            0.0..=1.0
+        };
+        ensure!(expected.contains(&share), "{row}");
+        ensure!(row["path"] == "full" || share == 0.0, "{row}");
+    }
+    for name in ["requests", "p50", "p99", "cpu"] {
+        let drawing = fs::read_to_string(out.path().join(format!("accel-{name}.svg")))?;
+        ensure!(drawing.starts_with("<svg"), "{name}");
+    }
+    Ok(())
+}
