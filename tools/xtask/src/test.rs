@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
-use self::libtest::Counts;
+pub(crate) use self::libtest::Counts;
 use self::tier::Tier;
 use crate::setup;
 use crate::workspace::Workspace;

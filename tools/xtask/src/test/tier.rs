@@ -8,8 +8,8 @@ use std::process::Command;
 use clap::ValueEnum;
 
 use super::libtest::{self, Counts};
-use crate::tidy;
 use crate::workspace::{Workspace, run};
+use crate::{kernels, tidy};
 
 /// The package whose tests need a real kernel and a real Envoy, and run one at a time.
 const LAB_PACKAGE: &str = "isthmus-integration-tests";
@@ -29,6 +29,8 @@ pub(crate) enum Tier {
     Unit,
     /// Tests with a real Envoy and a real kernel, one at a time.
     Lab,
+    /// The kernel tier on Debian's 6.1, 6.12 and 7.3, in virtual machines.
+    Kernels,
     /// Documentation with warnings denied, and its examples.
     Docs,
 }
@@ -42,13 +44,14 @@ impl Tier {
             Self::Clippy => "clippy",
             Self::Unit => "unit",
             Self::Lab => "lab",
+            Self::Kernels => "kernels",
             Self::Docs => "docs",
         }
     }
 
     /// Whether the tier runs something that `cargo xtask setup` installs.
     pub(crate) fn needs_setup(self) -> bool {
-        matches!(self, Self::Deny | Self::Lab)
+        matches!(self, Self::Deny | Self::Lab | Self::Kernels)
     }
 
     /// Runs the tier; its output goes to the user as it comes.
@@ -71,6 +74,7 @@ impl Tier {
             ])),
             Self::Unit => unit(workspace),
             Self::Lab => lab(workspace),
+            Self::Kernels => kernels::tier(workspace),
             Self::Docs => docs(workspace),
         }
     }

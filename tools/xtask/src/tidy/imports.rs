@@ -44,6 +44,7 @@ const TABLE: &[(&str, Row, Side)] = &[
         Row::NobodyImports,
         Side::Shared,
     ),
+    ("isthmus-kernel-guest", Row::NobodyImports, Side::Shared),
     ("isthmus-proto", Row::Vocabulary, Side::Shared),
     ("isthmus-xds", Row::NobodyImports, Side::ControlPlane),
     ("isthmus-xds-core", Row::Pure, Side::ControlPlane),

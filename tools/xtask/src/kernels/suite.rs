@@ -1,0 +1,112 @@
+//! What runs in the guest: the very binaries that the other tiers run, with the libraries of this machine.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use super::table::Kernel;
+use crate::workspace::{Workspace, run};
+
+/// The test binaries that need a kernel and no proxy.
+const TESTS: [&str; 1] = ["kernel_datapath"];
+
+/// Tests that run in the lab only, and why.
+const LAB_ONLY: [(&str, &str); 0] = [];
+
+/// Programs of this workspace for the guest.
+#[derive(Debug)]
+pub(super) struct Programs {
+    pub(super) init: PathBuf,
+    /// Names and files.
+    pub(super) others: Vec<(String, PathBuf)>,
+}
+
+/// Builds them as the other tiers do (whole workspace, same profile), so that nothing is built twice.
+///
+/// # Errors
+///
+/// When the build fails.
+pub(super) fn build(workspace: &Workspace) -> anyhow::Result<Programs> {
+    run(&mut workspace.cargo([
+        "build",
+        "--quiet",
+        "--workspace",
+        "--bin=isthmus-kernel-guest",
+        "--bin=isthmus-accelerator",
+    ]))?;
+    let debug = workspace.target().join("debug");
+    let mut others = vec![(
+        "isthmus-accelerator".to_owned(),
+        debug.join("isthmus-accelerator"),
+    )];
+    let mut tests = workspace.cargo([
+        "test",
+        "--quiet",
+        "--workspace",
+        "--no-run",
+        "--message-format=json",
+    ]);
+    for name in TESTS {
+        tests.args(["--test", name]);
+    }
+    others.extend(executables(&mut tests)?);
+    Ok(Programs {
+        init: debug.join("isthmus-kernel-guest"),
+        others,
+    })
+}
+
+fn executables(build: &mut Command) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let output = build
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo test could not be started")?;
+    ensure!(
+        output.status.success(),
+        "the tests do not build ({})",
+        output.status
+    );
+    let found: Vec<(String, PathBuf)> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter_map(|message| executable(&message))
+        .collect();
+    ensure!(
+        found.len() == TESTS.len(),
+        "cargo built {} test binaries, not {}",
+        found.len(),
+        TESTS.len()
+    );
+    Ok(found)
+}
+
+/// The test binary that a message of cargo speaks of.
+fn executable(message: &Value) -> Option<(String, PathBuf)> {
+    let name = message["target"]["name"].as_str()?;
+    let path = message["executable"].as_str()?;
+    TESTS
+        .contains(&name)
+        .then(|| (name.to_owned(), PathBuf::from(path)))
+}
+
+/// The guest's plan for a kernel.
+pub(super) fn plan(kernel: &Kernel, filters: &[String]) -> String {
+    let mut plan = "report probe /bin/isthmus-accelerator probe -o json\n".to_owned();
+    if kernel.has_no_tests() {
+        return plan;
+    }
+    let skips = kernel.left_out.iter().chain(&LAB_ONLY);
+    let skips = skips.flat_map(|(name, _)| ["--skip", name]);
+    let filters = filters.iter().map(String::as_str);
+    let args: Vec<&str> = ["--test-threads=1"]
+        .into_iter()
+        .chain(skips)
+        .chain(filters)
+        .collect();
+    for test in TESTS {
+        plan.extend(["test /bin/", test, " ", &args.join(" "), "\n"]);
+    }
+    plan
+}

@@ -1,0 +1,111 @@
+//! Which kernels there are, and what is expected of each.
+
+/// A Debian kernel.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) struct Kernel {
+    /// What the user calls it, and the log's name.
+    pub(super) name: &'static str,
+    /// Suite of the archive that serves it.
+    pub(super) suite: &'static str,
+    /// Its version, up to where the newest one is taken.
+    pub(super) version: &'static str,
+    /// Whether `isthmus-accelerator probe` must find that connections can be redirected.
+    pub(super) can_redirect: bool,
+    /// Whether it must find that messages may skip TCP.
+    pub(super) can_sockmap: bool,
+    /// Parts of names of tests that cannot pass there, and why.
+    pub(super) left_out: &'static [(&'static str, &'static str)],
+}
+
+/// What CI boots.
+pub(super) const CI: [&str; 3] = ["6.1", "6.12", "7.3"];
+
+/// Tests that need messages to skip TCP.
+const NO_SOCKMAP: &[(&str, &str)] = &[
+    ("backpressure::", "messages do not skip TCP there"),
+    ("closing::", "messages do not skip TCP there"),
+    ("order::", "messages do not skip TCP there"),
+    ("share::", "messages do not skip TCP there"),
+    (
+        "a_detach_waits_for_what_is_parked",
+        "nothing is ever parked there",
+    ),
+    (
+        "sockets_without_room_stay_on_tcp",
+        "all sockets stay on TCP there",
+    ),
+    (
+        "the_probe_finds_this_machine_fit",
+        "it must not, and the report that the host reads is checked instead",
+    ),
+];
+
+/// Every kernel, from the oldest.
+pub(super) const KERNELS: [Kernel; 6] = [
+    Kernel {
+        name: "5.10",
+        suite: "bullseye-security",
+        version: "5.10.",
+        can_redirect: false,
+        can_sockmap: false,
+        left_out: &[(
+            "",
+            "sock_ops and getsockopt programs cannot tell network namespaces apart before Linux 5.15",
+        )],
+    },
+    Kernel {
+        name: "6.1",
+        suite: "bookworm-security",
+        version: "6.1.",
+        can_redirect: true,
+        can_sockmap: true,
+        left_out: &[],
+    },
+    Kernel {
+        name: "6.12",
+        suite: "bookworm-security",
+        version: "6.12.",
+        can_redirect: true,
+        can_sockmap: true,
+        left_out: &[],
+    },
+    Kernel {
+        name: "6.12.100",
+        suite: "bookworm-security",
+        version: "6.12.100+",
+        can_redirect: true,
+        can_sockmap: false,
+        left_out: NO_SOCKMAP,
+    },
+    Kernel {
+        name: "6.18.15",
+        suite: "trixie-backports",
+        version: "6.18.15+",
+        can_redirect: true,
+        can_sockmap: false,
+        left_out: NO_SOCKMAP,
+    },
+    Kernel {
+        name: "7.3",
+        suite: "trixie-backports",
+        version: "7.3.",
+        can_redirect: true,
+        can_sockmap: true,
+        left_out: &[],
+    },
+];
+
+impl Kernel {
+    /// Whether only the probe runs there.
+    pub(super) fn has_no_tests(&self) -> bool {
+        self.left_out.iter().any(|(name, _)| name.is_empty())
+    }
+
+    /// Says which tests did not run.
+    pub(super) fn explain_what_is_left_out(&self) {
+        for (name, why) in self.left_out {
+            let name = if name.is_empty() { "every test" } else { name };
+            println!("{}: {name} is left out: {why}", self.name);
+        }
+    }
+}
