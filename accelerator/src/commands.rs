@@ -10,7 +10,7 @@ use std::{
 
 use isthmus_accel_abi::{SettingsMode, program};
 use isthmus_accel_datapath::{
-    Datapath, DatapathError, NeededBy,
+    Datapath, DatapathError, Mechanism,
     linux::{self, LinuxDatapath, LoadOptions, Patience, Unread},
     probe as datapath_probe,
 };
@@ -72,7 +72,7 @@ async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandEr
     };
     let datapath = load(&args.places.pin_dir, &cgroup_root, &options)?;
     if datapath.mode()? != options.mode
-        && let Some(row) = found.first_missing(NeededBy::Sockmap)
+        && let Some(row) = found.first_missing(Mechanism::Sockmap)
     {
         let (feature, detail, remedy) = (row.feature, &row.detail, row.remedy);
         tracing::warn!(

@@ -11,12 +11,16 @@
 
 #![warn(missing_docs)]
 
+mod defects;
 pub mod fake;
 pub mod linux;
+mod mechanism;
 mod netns;
 mod probe;
 mod rows;
 
+pub use self::defects::{DEFECTS, Defect, Exposure, check_sockmap, floor};
+pub use self::mechanism::{Mechanism, MechanismRow};
 pub use self::netns::netns_cookie;
-pub use self::probe::{NeededBy, Probe, ProbeRow, probe};
+pub use self::probe::{Probe, ProbeRow, probe};
 pub use self::rows::{CounterRow, Datapath, DatapathError, HopRow, MapUsage, PairRow, ProgramRow};

@@ -4,26 +4,11 @@ use std::{fs, path::Path};
 
 use isthmus_accel_abi::program;
 
-use crate::linux::{self, KernelOffsets, KernelVersion};
-
-/// What needs a feature.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
-pub enum NeededBy {
-    /// Everything: without it nothing works.
-    Redirect,
-    /// Skipping TCP only: without it connections are redirected and stay on TCP.
-    Sockmap,
-}
-
-impl NeededBy {
-    /// Returns the word that the table and JSON use.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Redirect => "redirect",
-            Self::Sockmap => "sockmap",
-        }
-    }
-}
+use crate::{
+    defects::{DEFECTS, Defect, Exposure, check_sockmap},
+    linux::{self, KernelOffsets, KernelVersion},
+    mechanism::{Mechanism, MechanismRow},
+};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -31,7 +16,7 @@ pub struct ProbeRow {
     /// What.
     pub feature: &'static str,
     /// What does not work without it.
-    pub needed_by: NeededBy,
+    pub needed_by: Mechanism,
     /// Tells whether it is there.
     pub is_present: bool,
     /// What was found.
@@ -43,17 +28,61 @@ pub struct ProbeRow {
 /// Everything that was looked at.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Probe {
+    /// The kernel, if its words are understood.
+    pub kernel: Option<KernelVersion>,
     /// In the order in which a missing one explains those after it.
     pub rows: Vec<ProbeRow>,
 }
 
 impl Probe {
-    /// Returns the first thing that is missing for `needed_by`, or `None` if all is there.
+    /// Returns the first thing that is missing for a mechanism, or `None` if all is there.
     #[must_use]
-    pub fn first_missing(&self, needed_by: NeededBy) -> Option<&ProbeRow> {
+    pub fn first_missing(&self, mechanism: Mechanism) -> Option<&ProbeRow> {
         self.rows
             .iter()
-            .find(|row| !row.is_present && row.needed_by <= needed_by)
+            .find(|row| !row.is_present && row.is_needed_by(mechanism))
+    }
+
+    /// Returns what becomes of each mechanism that this build has.
+    #[must_use]
+    pub fn mechanisms(&self) -> Vec<MechanismRow> {
+        let row = |mechanism| {
+            let missing = self.first_missing(mechanism);
+            let last = || {
+                self.rows
+                    .iter()
+                    .rfind(|row| row.needed_by == mechanism)
+                    .map_or_else(String::new, |row| row.detail.clone())
+            };
+            MechanismRow {
+                mechanism,
+                is_enabled: missing.is_none(),
+                reason: missing.map_or_else(last, |row| format!("{}: {}", row.feature, row.detail)),
+            }
+        };
+        Mechanism::ALL
+            .into_iter()
+            .filter(|mechanism| mechanism.is_built())
+            .map(row)
+            .collect()
+    }
+
+    /// Returns what each known defect of sockmap means for the kernel; nothing if the kernel is not known.
+    #[must_use]
+    pub fn defects(&self) -> Vec<(&'static Defect, Exposure)> {
+        let Some(kernel) = self.kernel else {
+            return Vec::new();
+        };
+        DEFECTS
+            .iter()
+            .map(|defect| (defect, defect.exposure(kernel)))
+            .collect()
+    }
+}
+
+impl ProbeRow {
+    fn is_needed_by(&self, mechanism: Mechanism) -> bool {
+        self.needed_by == Mechanism::Redirect || self.needed_by == mechanism
     }
 }
 
@@ -66,8 +95,9 @@ pub fn probe(pin_dir: &Path) -> Probe {
     rows.push(kernel_types(&offsets));
     rows.extend(programs(offsets.as_ref().ok()));
     rows.push(fields(offsets.as_ref().ok()));
-    rows.push(sockmap_floor());
-    Probe { rows }
+    let kernel = KernelVersion::running();
+    rows.push(sockmap_floor(kernel));
+    Probe { kernel, rows }
 }
 
 // Linux, `include/uapi/linux/capability.h`.
@@ -86,7 +116,7 @@ fn capabilities() -> ProbeRow {
     let missing = missing_capabilities(held);
     ProbeRow {
         feature: "rights",
-        needed_by: NeededBy::Redirect,
+        needed_by: Mechanism::Redirect,
         is_present: missing.is_empty(),
         detail: if missing.is_empty() {
             "all there".to_owned()
@@ -113,7 +143,7 @@ fn cgroup() -> ProbeRow {
     let root = linux::cgroup_root();
     ProbeRow {
         feature: "cgroup v2",
-        needed_by: NeededBy::Redirect,
+        needed_by: Mechanism::Redirect,
         is_present: root.is_ok(),
         detail: match root {
             Ok(root) => format!("at {}", root.display()),
@@ -133,7 +163,7 @@ fn bpffs(pin_dir: &Path) -> ProbeRow {
     let is_mountable = pin_dir.starts_with(linux::DEFAULT_BPFFS);
     ProbeRow {
         feature: "BPF filesystem",
-        needed_by: NeededBy::Redirect,
+        needed_by: Mechanism::Redirect,
         is_present: is_mounted || is_mountable,
         detail: match (is_mounted, is_mountable) {
             (true, _) => format!("{} is in one", pin_dir.display()),
@@ -147,7 +177,7 @@ fn bpffs(pin_dir: &Path) -> ProbeRow {
 fn kernel_types(offsets: &Result<KernelOffsets, crate::DatapathError>) -> ProbeRow {
     ProbeRow {
         feature: "kernel types (BTF)",
-        needed_by: NeededBy::Redirect,
+        needed_by: Mechanism::Redirect,
         is_present: offsets.is_ok(),
         detail: match offsets {
             Ok(_) => linux::VMLINUX_BTF.to_owned(),
@@ -160,7 +190,7 @@ fn kernel_types(offsets: &Result<KernelOffsets, crate::DatapathError>) -> ProbeR
 fn programs(offsets: Option<&KernelOffsets>) -> Vec<ProbeRow> {
     let row = |name, error: Option<String>| ProbeRow {
         feature: name,
-        needed_by: NeededBy::Redirect,
+        needed_by: Mechanism::of_program(name),
         is_present: error.is_none(),
         detail: error.unwrap_or_else(|| "the kernel accepts it".to_owned()),
         remedy: "run Linux 6.1 or newer with CONFIG_CGROUP_BPF=y and CONFIG_BPF_STREAM_PARSER=y",
@@ -187,7 +217,7 @@ fn fields(offsets: Option<&KernelOffsets>) -> ProbeRow {
     });
     ProbeRow {
         feature: "kernel fields",
-        needed_by: NeededBy::Sockmap,
+        needed_by: Mechanism::Sockmap,
         is_present: missing.is_empty(),
         detail: if missing.is_empty() {
             "all there".to_owned()
@@ -198,21 +228,16 @@ fn fields(offsets: Option<&KernelOffsets>) -> ProbeRow {
     }
 }
 
-fn sockmap_floor() -> ProbeRow {
-    let version = KernelVersion::running();
-    let outcome = version.map_or(
-        Err("the version is not understood".to_owned()),
-        KernelVersion::check_sockmap,
+fn sockmap_floor(kernel: Option<KernelVersion>) -> ProbeRow {
+    let outcome = kernel.map_or(
+        Err("the kernel's version is not understood".to_owned()),
+        check_sockmap,
     );
     ProbeRow {
         feature: "safe sockmap",
-        needed_by: NeededBy::Sockmap,
+        needed_by: Mechanism::Sockmap,
         is_present: outcome.is_ok(),
-        detail: match (outcome, version) {
-            (Ok(()), Some(version)) => format!("{version} has the known fixes"),
-            (Ok(()), None) => String::new(),
-            (Err(reason), _) => reason,
-        },
+        detail: outcome.unwrap_or_else(|reason| reason),
         remedy: "update to 6.1.159, 6.6.148, 6.12.101, 6.18.42, 7.2 or newer; redirecting works all the same",
     }
 }
@@ -221,7 +246,7 @@ fn sockmap_floor() -> ProbeRow {
 mod tests {
     use super::*;
 
-    fn row(needed_by: NeededBy, is_present: bool) -> ProbeRow {
+    fn row(needed_by: Mechanism, is_present: bool) -> ProbeRow {
         ProbeRow {
             feature: "x",
             needed_by,
@@ -233,7 +258,7 @@ mod tests {
 
     #[test]
     fn skipping_tcp_needs_what_redirecting_needs_and_more() {
-        use NeededBy::{Redirect, Sockmap};
+        use Mechanism::{Redirect, Sockmap};
         let cases = [
             (
                 "all there",
@@ -257,6 +282,7 @@ mod tests {
         for (name, rows, can_redirect, can_skip) in cases {
             let rows = rows.into_iter().map(|(by, is_present)| row(by, is_present));
             let probe = Probe {
+                kernel: None,
                 rows: rows.collect(),
             };
             assert_eq!(

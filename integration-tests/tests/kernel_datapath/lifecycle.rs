@@ -10,7 +10,7 @@ use std::{
 
 use isthmus_accel_abi::{Hop, map, program};
 use isthmus_accel_datapath::{
-    Datapath as _, DatapathError, NeededBy, ProgramRow,
+    Datapath as _, DatapathError, Mechanism, ProgramRow,
     linux::{DetachReport, LinuxDatapath, Patience, Unread},
     probe,
 };
@@ -242,7 +242,7 @@ fn a_reader_that_stalls_through_a_detach_loses_nothing_and_leaves_nothing() {
 #[test]
 fn the_probe_finds_this_machine_fit() {
     let probe = probe(Path::new("/sys/fs/bpf/isthmus-test-probe"));
-    for needed_by in [NeededBy::Redirect, NeededBy::Sockmap] {
+    for needed_by in [Mechanism::Redirect, Mechanism::Sockmap] {
         assert_eq!(probe.first_missing(needed_by), None);
     }
     assert!(

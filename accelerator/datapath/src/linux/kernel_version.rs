@@ -1,4 +1,4 @@
-//! Which kernel this is, and whether its sockmap can be trusted.
+//! Which kernel this is.
 
 use std::{fmt, fs};
 
@@ -10,20 +10,8 @@ pub struct KernelVersion {
     patch: u32,
 }
 
-/// First patch level of each line in which every known defect of sockmap is fixed: the newest of
-/// CVE-2025-38154, CVE-2025-68227 and CVE-2026-68284 that concerns the line. Lines that are not here
-/// and are older than [`FIRST_FIXED`] never got all of them.
-const FLOORS: [KernelVersion; 4] = [
-    KernelVersion::new(6, 1, 159),
-    KernelVersion::new(6, 6, 148),
-    KernelVersion::new(6, 12, 101),
-    KernelVersion::new(6, 18, 42),
-];
-/// From here on every line has the fixes from its first release.
-const FIRST_FIXED: KernelVersion = KernelVersion::new(7, 2, 0);
-
 impl KernelVersion {
-    const fn new(major: u32, minor: u32, patch: u32) -> Self {
+    pub(crate) const fn new(major: u32, minor: u32, patch: u32) -> Self {
         Self {
             major,
             minor,
@@ -64,32 +52,9 @@ impl KernelVersion {
         Some(Self::new(major, minor, patch))
     }
 
-    /// Says whether messages may skip TCP on this kernel.
-    ///
-    /// # Errors
-    ///
-    /// Returns why not, as a sentence for the operator.
-    pub fn check_sockmap(self) -> Result<(), String> {
-        if self >= FIRST_FIXED {
-            return Ok(());
-        }
-        let Some(floor) = FLOORS
-            .iter()
-            .find(|floor| (floor.major, floor.minor) == (self.major, self.minor))
-        else {
-            let reason = if self < KernelVersion::new(6, 1, 0) {
-                "does not charge redirected bytes to the receive buffer, so that there is no flow control"
-            } else {
-                "has no release with all fixes of sockmap"
-            };
-            return Err(format!("the {}.{} line {reason}", self.major, self.minor));
-        };
-        if self < *floor {
-            return Err(format!(
-                "{self} has known defects in sockmap, fixed in {floor}"
-            ));
-        }
-        Ok(())
+    /// Returns the line that it belongs to: the version without its patch level.
+    pub(crate) const fn line(self) -> (u32, u32) {
+        (self.major, self.minor)
     }
 }
 
@@ -131,33 +96,5 @@ mod tests {
             assert_eq!(parsed.to_string(), expected, "{name}");
         }
         assert_eq!(KernelVersion::parse("FreeBSD 14", ""), None);
-    }
-
-    #[test]
-    fn sockmap_is_refused_below_the_floor_of_each_line() {
-        let cases = [
-            ((5, 4, 300), false),
-            ((5, 10, 262), false),
-            ((5, 15, 197), false),
-            ((6, 1, 158), false),
-            ((6, 1, 159), true),
-            ((6, 6, 147), false),
-            ((6, 6, 148), true),
-            ((6, 8, 12), false),
-            ((6, 12, 100), false),
-            ((6, 12, 101), true),
-            ((6, 17, 13), false),
-            ((6, 18, 41), false),
-            ((6, 18, 42), true),
-            ((6, 19, 14), false),
-            ((7, 1, 9), false),
-            ((7, 2, 0), true),
-            ((7, 3, 4), true),
-            ((8, 0, 0), true),
-        ];
-        for ((major, minor, patch), is_allowed) in cases {
-            let version = KernelVersion::new(major, minor, patch);
-            assert_eq!(version.check_sockmap().is_ok(), is_allowed, "{version}");
-        }
     }
 }

@@ -23,7 +23,7 @@ use super::{
     pins::Pins,
     sys::{self, AttachType},
 };
-use crate::DatapathError;
+use crate::{DatapathError, defects::check_sockmap};
 
 /// The programs, as `cargo xtask ebpf` built them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/isthmus.bpf.o");
@@ -134,7 +134,7 @@ fn check_version(pins: &Pins) -> Result<(), DatapathError> {
 /// Without the fields the latch cannot know what it must, and below its floor the kernel's sockmap has
 /// defects: nothing skips TCP then, whatever is asked for.
 fn allowed_mode(wanted: SettingsMode, offsets: &KernelOffsets) -> SettingsMode {
-    let is_sound = KernelVersion::running().is_some_and(|version| version.check_sockmap().is_ok());
+    let is_sound = KernelVersion::running().is_some_and(|version| check_sockmap(version).is_ok());
     if is_sound && offsets.missing().is_empty() {
         wanted
     } else {
