@@ -30,7 +30,9 @@ use serde::Deserialize;
 use self::annotations::parse_annotations;
 pub use self::{
     annotations::{AnnotationError, Notice},
-    traffic::{BadRange, IpRange, Ipv6Capture, PortCapture, RangeCapture, TrafficPolicy},
+    traffic::{
+        AppAcceleration, BadRange, IpRange, Ipv6Capture, PortCapture, RangeCapture, TrafficPolicy,
+    },
 };
 use crate::API_VERSION;
 

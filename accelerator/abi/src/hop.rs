@@ -15,17 +15,21 @@ use core::fmt;
 pub struct Hop(u32);
 
 impl Hop {
-    /// Client application to its own proxy. A proxy reads: may skip TCP.
+    /// Client application to its own proxy. May skip TCP if the application's pod has
+    /// [`crate::PodFlags::APP_WRITES`].
     pub const APP_TO_PROXY: Self = Self(1);
-    /// Outbound proxy back to the client application. An application reads: always TCP.
+    /// Outbound proxy back to the client application. May skip TCP if the application's pod has
+    /// [`crate::PodFlags::APP_READS`].
     pub const PROXY_TO_APP_RETURN: Self = Self(2);
     /// Outbound proxy to inbound proxy. A proxy reads: may skip TCP.
     pub const PROXY_TO_PROXY_REQUEST: Self = Self(3);
     /// Inbound proxy back to outbound proxy. A proxy reads: may skip TCP.
     pub const PROXY_TO_PROXY_RESPONSE: Self = Self(4);
-    /// Inbound proxy to the server application. An application reads: always TCP.
+    /// Inbound proxy to the server application. May skip TCP if the application's pod has
+    /// [`crate::PodFlags::APP_READS`].
     pub const PROXY_TO_APP: Self = Self(5);
-    /// Server application back to its own proxy. A proxy reads: may skip TCP.
+    /// Server application back to its own proxy. May skip TCP if the application's pod has
+    /// [`crate::PodFlags::APP_WRITES`].
     pub const APP_TO_PROXY_RETURN: Self = Self(6);
 
     /// Every hop, in the order of a request and its response.
@@ -72,7 +76,17 @@ impl Hop {
         }
     }
 
-    /// Tells whether a proxy reads what is sent on this hop, so that it may skip TCP.
+    /// Tells whether proxies are on both ends.
+    #[must_use]
+    #[inline]
+    pub const fn is_between_proxies(self) -> bool {
+        matches!(
+            self,
+            Self::PROXY_TO_PROXY_REQUEST | Self::PROXY_TO_PROXY_RESPONSE
+        )
+    }
+
+    /// Tells whether a proxy reads what is sent on this hop.
     #[must_use]
     #[inline]
     pub const fn is_read_by_proxy(self) -> bool {
@@ -119,7 +133,8 @@ impl HopKey {
 pub enum PassReason {
     /// The socket has sent by TCP before, so that it does for good.
     Latched = 0,
-    /// An application reads, and may use calls that a redirected message breaks.
+    /// An application reads, and nobody has promised that it uses no call that a redirected message
+    /// breaks.
     ReaderIsApp = 1,
     /// The other end is not (yet, or any longer) in the sockmap.
     PeerUnknown = 2,
@@ -137,11 +152,15 @@ pub enum PassReason {
     RedirectFailed = 8,
     /// The sockmap is switched off.
     SockmapOff = 9,
+    /// The writer has `SO_ZEROCOPY`: only TCP tells it when its pages are free.
+    WriterUsesZeroCopy = 10,
+    /// The reader has a low-water mark (`SO_RCVLOWAT`), which only TCP keeps.
+    ReaderHasLowWaterMark = 11,
 }
 
 impl PassReason {
     /// Number of reasons.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 12;
 
     /// Every reason, by index.
     pub const ALL: [Self; Self::COUNT] = [
@@ -155,6 +174,8 @@ impl PassReason {
         Self::TooManyParked,
         Self::RedirectFailed,
         Self::SockmapOff,
+        Self::WriterUsesZeroCopy,
+        Self::ReaderHasLowWaterMark,
     ];
 
     /// Returns the name that `status`, metrics and documents use.
@@ -171,6 +192,8 @@ impl PassReason {
             Self::TooManyParked => "too_many_parked",
             Self::RedirectFailed => "redirect_failed",
             Self::SockmapOff => "sockmap_off",
+            Self::WriterUsesZeroCopy => "writer_uses_zero_copy",
+            Self::ReaderHasLowWaterMark => "reader_has_low_water_mark",
         }
     }
 
@@ -212,7 +235,7 @@ impl HopStats {
 }
 
 const _: () = assert!(size_of::<HopKey>() == 16);
-const _: () = assert!(size_of::<HopStats>() == 112);
+const _: () = assert!(size_of::<HopStats>() == 128);
 
 /// Events of the whole node. The number is an index into `COUNTERS`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]

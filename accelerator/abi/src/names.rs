@@ -113,6 +113,12 @@ pub mod global {
     pub const RMEM_ALLOC_OFFSET: &str = "RMEM_ALLOC_OFFSET";
     /// Offset of `sock.sk_rcvbuf`.
     pub const RCVBUF_OFFSET: &str = "RCVBUF_OFFSET";
+    /// Offset of `sock.sk_rcvlowat`.
+    pub const RCVLOWAT_OFFSET: &str = "RCVLOWAT_OFFSET";
+    /// Offset of `sock_common.skc_flags` in `struct sock`: a word of bits.
+    pub const SK_FLAGS_OFFSET: &str = "SK_FLAGS_OFFSET";
+    /// Number of the bit `SOCK_ZEROCOPY` in that word.
+    pub const ZEROCOPY_BIT: &str = "ZEROCOPY_BIT";
     /// Offset of `tcp_sock.snd_una`.
     pub const SND_UNA_OFFSET: &str = "SND_UNA_OFFSET";
     /// Offset of `tcp_sock.write_seq`.

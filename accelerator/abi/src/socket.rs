@@ -94,6 +94,8 @@ impl SocketFlags {
     pub const HAS_ORIGINAL_DST: Self = Self(1 << 1);
     /// This end has connected, so that `HANDSHAKES` and `ORIG_DST_BY_TUPLE` may hold entries of it.
     pub const HAS_CONNECTED: Self = Self(1 << 2);
+    /// The application at the other end takes redirected messages ([`crate::PodFlags::APP_READS`]).
+    pub const READER_OPTED_IN: Self = Self(1 << 3);
 
     /// Tells whether every bit of `other` is set.
     #[must_use]

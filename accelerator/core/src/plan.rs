@@ -10,7 +10,7 @@ use isthmus_accel_abi::{
     RuleList, v4_mapped,
 };
 use isthmus_api::node_config::{
-    IpRange, Ipv6Capture, PodName, PortCapture, RangeCapture, TrafficPolicy,
+    AppAcceleration, IpRange, Ipv6Capture, PodName, PortCapture, RangeCapture, TrafficPolicy,
 };
 
 use crate::State;
@@ -268,6 +268,12 @@ fn flags(pod: &ResolvedPod) -> PodFlags {
     if has_ipv6_rules {
         flags = flags.with(PodFlags::IPV6);
     }
+    let acceleration = match policy.app_acceleration {
+        AppAcceleration::Off => PodFlags::NONE,
+        AppAcceleration::Writes => PodFlags::APP_WRITES,
+        AppAcceleration::ReadsAndWrites => PodFlags::APP_WRITES.with(PodFlags::APP_READS),
+    };
+    flags = flags.with(acceleration);
     flags
 }
 

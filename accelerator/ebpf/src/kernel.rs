@@ -21,6 +21,9 @@ offsets! {
     RECEIVE_QUEUE_LEN_OFFSET
     RMEM_ALLOC_OFFSET
     RCVBUF_OFFSET
+    RCVLOWAT_OFFSET
+    SK_FLAGS_OFFSET
+    ZEROCOPY_BIT
     SND_UNA_OFFSET
     WRITE_SEQ_OFFSET
     ULP_OPS_OFFSET
@@ -33,6 +36,8 @@ offsets! {
     CRED_FSUID_OFFSET
     CRED_FSGID_OFFSET
 }
+
+// `ZEROCOPY_BIT` is no offset, but found in the same place and as absent in the same way.
 
 /// Low bits of `sk_user_data` that are flags (Linux, `include/net/sock.h`, `SK_USER_DATA_PTRMASK`).
 const USER_DATA_FLAGS: u64 = 7;
@@ -65,6 +70,22 @@ impl KernelSock {
     #[inline(always)]
     pub fn rcvbuf(self) -> Option<u32> {
         self.read(&RCVBUF_OFFSET)
+    }
+
+    /// Tells whether less than some number of bytes shall not wake the reader. Unreadable counts as yes.
+    #[inline(always)]
+    pub fn has_low_water_mark(self) -> bool {
+        self.read::<u32>(&RCVLOWAT_OFFSET).is_none_or(|bytes| bytes > 1)
+    }
+
+    /// Tells whether the owner wants to hear when its pages are sent. Unreadable counts as yes.
+    #[inline(always)]
+    pub fn uses_zero_copy(self) -> bool {
+        let (Some(flags), Some(bit)) = (self.read::<u64>(&SK_FLAGS_OFFSET), offset(&ZEROCOPY_BIT))
+        else {
+            return true;
+        };
+        flags >> (bit & 63) & 1 == 1
     }
 
     /// First byte that is not acknowledged.

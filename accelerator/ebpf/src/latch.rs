@@ -22,7 +22,7 @@ use crate::{
 /// pass through it all the time.)
 #[inline(always)]
 pub fn check(state: &mut SocketState, size_bytes: u32) -> Result<(), PassReason> {
-    if !state.hop.is_read_by_proxy() {
+    if !state.hop.is_read_by_proxy() && !state.flags.has(SocketFlags::READER_OPTED_IN) {
         return Err(PassReason::ReaderIsApp);
     }
     if state.flags.has(SocketFlags::SLOW) {
@@ -33,7 +33,13 @@ pub fn check(state: &mut SocketState, size_bytes: u32) -> Result<(), PassReason>
     }
 
     let peer = peer(state)?;
+    if peer.has_low_water_mark() {
+        return Err(PassReason::ReaderHasLowWaterMark);
+    }
     let own = KernelSock(state.own_sk);
+    if own.uses_zero_copy() {
+        return Err(PassReason::WriterUsesZeroCopy);
+    }
     let snd_una = own.snd_una().ok_or(PassReason::BytesInFlight)?;
     if own.write_seq() != Some(snd_una) {
         return Err(PassReason::BytesInFlight);

@@ -20,13 +20,13 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use isthmus_accel_abi::{
-    Counter, End, EndFlags, Hop, SockKey, SocketFlags, SocketState, TupleEntry,
+    Counter, End, EndFlags, Hop, PodFlags, SockKey, SocketFlags, SocketState, TupleEntry,
 };
 
 use crate::{
     counters::{count, count_connection},
     kernel::KernelSock,
-    maps::{ANY, ENDS, HANDSHAKES, ORIG_DST_BY_TUPLE, SOCKET_STATE, SOCKETS, is_sockmap_on},
+    maps::{ANY, ENDS, HANDSHAKES, ORIG_DST_BY_TUPLE, PODS, SOCKET_STATE, SOCKETS, is_sockmap_on},
 };
 
 const HANDLED: u32 = 1;
@@ -187,6 +187,9 @@ fn enter(ops: *mut bpf_sock_ops, sk: *mut bpf_sock, state: &mut SocketState) {
     if !is_sockmap_on() || kernel_sock.has_ulp() || kernel_sock.is_mptcp() {
         return;
     }
+    if !state.hop.is_between_proxies() && !has_opted_in(state) {
+        return;
+    }
     let mut own = state.peer.flipped(state.netns_cookie);
     // SAFETY: our context, our map, and an initialised key.
     let refused = unsafe {
@@ -218,6 +221,21 @@ fn enter(ops: *mut bpf_sock_ops, sk: *mut bpf_sock, state: &mut SocketState) {
         count(Counter::SocketsRefused);
     }
     count_connection(state.netns_cookie, state.hop);
+}
+
+/// Tells whether a connection with an application on one end may use the sockmap. Both ends are in its
+/// pod. Being in the sockmap is enough to change what the application's own calls do: `FIONREAD` misses
+/// what TCP has delivered, and a read that waits ends with `EAGAIN` on a signal or a reset (Linux 6.18,
+/// `net/ipv4/tcp_bpf.c`), redirected or not.
+#[inline(always)]
+fn has_opted_in(state: &mut SocketState) -> bool {
+    let Some(pod) = PODS.get(&state.netns_cookie) else {
+        return false;
+    };
+    if pod.flags.has(PodFlags::APP_READS) {
+        state.flags = state.flags.with(SocketFlags::READER_OPTED_IN);
+    }
+    pod.flags.has(PodFlags::APP_WRITES)
 }
 
 #[inline(always)]

@@ -13,9 +13,12 @@ use serde::Deserialize;
 
 use super::{
     Capture,
-    traffic::{BadRange, IpRange, Ipv6Capture, PortCapture, RangeCapture, TrafficPolicy},
+    traffic::{
+        AppAcceleration, BadRange, IpRange, Ipv6Capture, PortCapture, RangeCapture, TrafficPolicy,
+    },
 };
 
+const ACCELERATE_APPLICATION: &str = "isthmus.io/accelerate-application";
 const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
 const EXCLUDE_INTERFACES: &str = "traffic.sidecar.istio.io/excludeInterfaces";
 const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
@@ -62,6 +65,16 @@ pub enum AnnotationError {
         /// Its value.
         value: String,
     },
+    /// Not a way to accelerate an application.
+    #[error(
+        "annotation {annotation}: {value:?} is unknown: expected off, writes or reads-and-writes"
+    )]
+    BadAcceleration {
+        /// Which annotation.
+        annotation: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// Not a mode.
     #[error(
         "annotation {annotation}: {value:?} is no interception mode: expected REDIRECT, TPROXY or NONE"
@@ -105,7 +118,8 @@ impl AnnotationError {
     #[must_use]
     pub fn annotation(&self) -> &'static str {
         match self {
-            Self::BadBool { annotation, .. }
+            Self::BadAcceleration { annotation, .. }
+            | Self::BadBool { annotation, .. }
             | Self::BadMode { annotation, .. }
             | Self::BadPort { annotation, .. }
             | Self::BadProxyConfig { annotation, .. }
@@ -182,6 +196,7 @@ fn parse_policy(
 
     let list = |name: &str| annotations.get(name).map_or("", String::as_str);
     Ok(TrafficPolicy {
+        app_acceleration: parse_acceleration(annotations)?,
         exclude_outbound_ports: &exclude_outbound_ports | &BTreeSet::from([DNS_PORT]),
         exclude_outbound_ranges: parse_ranges(
             EXCLUDE_OUTBOUND_RANGES,
@@ -218,6 +233,19 @@ fn parse_bool(text: &str) -> Option<bool> {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
         _ => None,
+    }
+}
+
+fn parse_acceleration(annotations: &Annotations) -> Result<AppAcceleration, AnnotationError> {
+    let value = annotations.get(ACCELERATE_APPLICATION);
+    match value.map(|value| value.trim()) {
+        None | Some("off") => Ok(AppAcceleration::Off),
+        Some("writes") => Ok(AppAcceleration::Writes),
+        Some("reads-and-writes") => Ok(AppAcceleration::ReadsAndWrites),
+        Some(value) => Err(AnnotationError::BadAcceleration {
+            annotation: ACCELERATE_APPLICATION,
+            value: value.to_owned(),
+        }),
     }
 }
 

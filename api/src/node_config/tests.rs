@@ -219,6 +219,7 @@ fn reads_port_and_range_annotations_as_istio_does() {
         has_loopback_range: false,
         inbound_ports: PortCapture::AllBut(ports(&[15020, 15021, 15090])),
         ipv6: Ipv6Capture::WithAddress,
+        app_acceleration: AppAcceleration::Off,
     };
     let case = |name, annotations, change: fn(&mut TrafficPolicy)| {
         let mut expected = default();
@@ -232,6 +233,16 @@ fn reads_port_and_range_annotations_as_istio_does() {
     let cases = [
         case("nothing", &[], |_| ()),
         case("an unknown annotation", &[("example.com/x", "80x")], |_| ()),
+        case(
+            "an application whose writes may skip TCP",
+            &[(ACCELERATE, "writes")],
+            |policy| policy.app_acceleration = AppAcceleration::Writes,
+        ),
+        case(
+            "an application whose reads may skip TCP too",
+            &[(ACCELERATE, " reads-and-writes ")],
+            |policy| policy.app_acceleration = AppAcceleration::ReadsAndWrites,
+        ),
         case("wildcards", &[(RANGES, " * "), (INBOUND, "*")], |_| ()),
         case("no outbound ranges", &[(RANGES, "")], |policy| {
             policy.include_outbound_ranges = RangeCapture::Only(BTreeSet::new());
@@ -507,6 +518,11 @@ fn refuses_bad_annotations() {
             error: "expected REDIRECT, TPROXY or NONE",
         },
         Case {
+            annotation: ACCELERATE,
+            value: "reads",
+            error: "\"reads\" is unknown: expected off, writes or reads-and-writes",
+        },
+        Case {
             annotation: CONFIG,
             value: "[",
             error: "is no YAML of Istio's ProxyConfig",
@@ -534,6 +550,7 @@ fn refuses_bad_annotations() {
     assert!(parse_annotations(&map(&[(INBOUND, "80"), (NOT_INBOUND, "x")])).is_err());
 }
 
+const ACCELERATE: &str = "isthmus.io/accelerate-application";
 const CONFIG: &str = "proxy.istio.io/config";
 const EXCLUDED: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
 const INBOUND: &str = "traffic.sidecar.istio.io/includeInboundPorts";

@@ -28,6 +28,8 @@ pub struct TrafficPolicy {
     pub inbound_ports: PortCapture,
     /// When IPv6 is captured as well.
     pub ipv6: Ipv6Capture,
+    /// Which of the application's sockets may skip TCP.
+    pub app_acceleration: AppAcceleration,
 }
 
 /// Which pods have the rules for IPv6 too (`istio-iptables --dual-stack`). A pod without an IPv6 address
@@ -39,6 +41,23 @@ pub enum Ipv6Capture {
     WithAddress,
     /// Pods that have no IPv4 address besides: what Istio does otherwise.
     WithoutIpv4,
+}
+
+/// Which sockets of an application may skip TCP towards its sidecar.
+///
+/// Being in a sockmap changes what some calls of a socket do, so that this is a promise of the operator
+/// about the application: no kernel hook that costs nothing shows those calls.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum AppAcceleration {
+    /// None: its sockets are those of plain TCP in every respect.
+    #[default]
+    Off,
+    /// What it writes. It must not ask `FIONREAD` (nginx does), and a read that waits may end with
+    /// `EAGAIN` on a signal or a reset: nonblocking sockets never notice.
+    Writes,
+    /// What it writes and reads. Beyond that it must not use `splice` (Go's `io.Copy` between sockets
+    /// does), `MSG_WAITALL` or `MSG_OOB`.
+    ReadsAndWrites,
 }
 
 /// Destinations by address.

@@ -1,7 +1,7 @@
 //! Ends of connections towards a proxy, as by TCP.
 //!
-//! One thing differs, and is not tested as a promise: when the *proxy* closes a socket on which
-//! redirected bytes lie unread, the application sees the end of the stream instead of a reset.
+//! What differs is pinned by `sockmap_semantics`: when the *proxy* closes a socket on which redirected
+//! bytes lie unread, the application sees the end of the stream instead of a reset.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},

@@ -77,9 +77,16 @@ impl Fixture {
         self.datapath.apply(&op).expect("the operation is applied");
     }
 
-    /// Makes a namespace a pod with Istio's defaults.
+    /// Makes a namespace a pod with Istio's defaults, where what the application writes may skip TCP.
     pub(crate) fn add_pod(&mut self, pod: &Pod) {
-        self.add_pod_as(pod, PodConfig::istio_default());
+        self.add_pod_with(pod, PodFlags::APP_WRITES);
+    }
+
+    /// Makes a namespace a pod with Istio's defaults and more flags.
+    pub(crate) fn add_pod_with(&mut self, pod: &Pod, flags: PodFlags) {
+        let config = PodConfig::istio_default();
+        let flags = config.flags.with(flags);
+        self.add_pod_as(pod, PodConfig { flags, ..config });
     }
 
     pub(crate) fn add_pod_as(&mut self, pod: &Pod, config: PodConfig) {

@@ -17,6 +17,7 @@ fn turns_a_policy_into_entries() {
         has_loopback_range: true,
         inbound_ports: PortCapture::Only([8080].into()),
         ipv6: Ipv6Capture::WithAddress,
+        app_acceleration: AppAcceleration::Off,
     };
     let addrs = ["198.18.0.1", "2001:db8::1"].map(|addr| addr.parse().expect(addr));
     let pod = ResolvedPod {
@@ -88,6 +89,27 @@ fn ipv6_is_captured_where_there_is_an_address() {
         let plan = plan(&named(&[("default/a", pod)]));
         let has_rules = plan.state.pods[&7].flags.has(PodFlags::IPV6);
         assert_eq!(has_rules, is_captured, "{addrs:?}, {ipv6:?}");
+    }
+}
+
+#[test]
+fn sockets_of_an_application_skip_tcp_by_its_policy_only() {
+    let cases = [
+        (AppAcceleration::Off, false, false),
+        (AppAcceleration::Writes, true, false),
+        (AppAcceleration::ReadsAndWrites, true, true),
+    ];
+    for (app_acceleration, writes, reads) in cases {
+        let pod = ResolvedPod {
+            policy: TrafficPolicy {
+                app_acceleration,
+                ..policy()
+            },
+            ..resolved(7, &[1])
+        };
+        let flags = plan(&named(&[("default/a", pod)])).state.pods[&7].flags;
+        let seen = [PodFlags::APP_WRITES, PodFlags::APP_READS].map(|flag| flags.has(flag));
+        assert_eq!(seen, [writes, reads], "{app_acceleration:?}");
     }
 }
 
@@ -261,6 +283,7 @@ fn policy() -> TrafficPolicy {
         has_loopback_range: false,
         inbound_ports: PortCapture::AllBut([15020, 15021, 15090].into()),
         ipv6: Ipv6Capture::WithAddress,
+        app_acceleration: AppAcceleration::Off,
     }
 }
 

@@ -64,7 +64,7 @@ const fn optional(
     }
 }
 
-const FIELDS: [Field; 15] = [
+const FIELDS: [Field; 17] = [
     required(
         global::SKC_COOKIE_OFFSET,
         "sock",
@@ -81,6 +81,12 @@ const FIELDS: [Field; 15] = [
         &["sk_backlog", "rmem_alloc"],
     ),
     required(global::RCVBUF_OFFSET, "sock", &["sk_rcvbuf"]),
+    required(global::RCVLOWAT_OFFSET, "sock", &["sk_rcvlowat"]),
+    required(
+        global::SK_FLAGS_OFFSET,
+        "sock",
+        &["__sk_common", "skc_flags"],
+    ),
     required(global::SND_UNA_OFFSET, "tcp_sock", &["snd_una"]),
     required(global::WRITE_SEQ_OFFSET, "tcp_sock", &["write_seq"]),
     required(
@@ -143,6 +149,13 @@ impl KernelOffsets {
                 .values
                 .push((field.global, offset.unwrap_or(global::ABSENT)));
         }
+        let bit = types.enum_value("sock_flags", "SOCK_ZEROCOPY");
+        if bit.is_none() {
+            offsets.missing.push("sock_flags.SOCK_ZEROCOPY".to_owned());
+        }
+        offsets
+            .values
+            .push((global::ZEROCOPY_BIT, bit.unwrap_or(global::ABSENT)));
         offsets
     }
 
@@ -225,13 +238,25 @@ impl<'a> Types<'a> {
         &tail[..len]
     }
 
-    fn offset_bytes(&self, holder: &str, path: &[&str]) -> Option<u32> {
-        let mut holder = self
-            .starts
+    fn find(&self, kind: u32, name: &str) -> Option<Type> {
+        self.starts
             .iter()
             .skip(1)
             .filter_map(|start| self.read(*start))
-            .find(|ty| ty.kind == KIND_STRUCT && self.name(ty.name) == holder.as_bytes())?;
+            .find(|ty| ty.kind == kind && self.name(ty.name) == name.as_bytes())
+    }
+
+    fn enum_value(&self, holder: &str, variant: &str) -> Option<u32> {
+        let holder = self.find(KIND_ENUM, holder)?;
+        (0..holder.members).find_map(|index| {
+            let at = holder.start + 12 + index as usize * 8;
+            let name = self.name(word(self.bytes, at)?);
+            (name == variant.as_bytes()).then(|| word(self.bytes, at + 4))?
+        })
+    }
+
+    fn offset_bytes(&self, holder: &str, path: &[&str]) -> Option<u32> {
+        let mut holder = self.find(KIND_STRUCT, holder)?;
         let mut bits = 0;
         for (depth, field) in path.iter().enumerate() {
             let (target, offset) = self.member(&holder, field.as_bytes(), 0)?;
