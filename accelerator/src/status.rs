@@ -66,6 +66,8 @@ pub enum Mode {
     RedirectOnly,
     /// Messages towards proxies may skip TCP/IP.
     Sockmap,
+    /// Nothing is changed; verdicts are recorded, iptables acts.
+    Shadow,
 }
 
 /// Whether an agent runs.
@@ -171,10 +173,10 @@ pub struct MapUse {
 
 impl From<SettingsMode> for Mode {
     fn from(mode: SettingsMode) -> Self {
-        if mode == SettingsMode::SOCKMAP {
-            Self::Sockmap
-        } else {
-            Self::RedirectOnly
+        match mode {
+            SettingsMode::SOCKMAP => Self::Sockmap,
+            SettingsMode::SHADOW => Self::Shadow,
+            _ => Self::RedirectOnly,
         }
     }
 }

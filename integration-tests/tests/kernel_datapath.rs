@@ -16,6 +16,8 @@ mod dns_resolvers;
 mod families;
 #[path = "kernel_datapath/fixture.rs"]
 mod fixture;
+#[path = "kernel_datapath/flows.rs"]
+mod flows;
 #[path = "kernel_datapath/full_maps.rs"]
 mod full_maps;
 #[path = "kernel_datapath/lifecycle.rs"]

@@ -100,29 +100,82 @@ pub enum Verdict {
     Follow,
 }
 
-/// Why a connection was left alone.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Why a connection was left alone. The number is stable within a layout version: the kernel counts by it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
+#[repr(u32)]
 pub enum PassCause {
     /// The caller is in no pod of ours.
-    NotInPod,
+    NotInPod = 0,
     /// X4: an IPv6 destination, and the pod has no rules for IPv6.
-    NoIpv6Rules,
+    NoIpv6Rules = 1,
     /// An IPv6 link-local destination, of which nothing says whether it is the pod's own.
-    LinkLocal,
+    LinkLocal = 2,
     /// O1.
-    PortExcluded,
+    PortExcluded = 3,
     /// O2, O4, O7: the pod's own address, or loopback.
-    OwnAddress,
+    OwnAddress = 4,
     /// O5, O8: a dial of the proxy to something that is not a local pod.
-    CallerIsProxy,
+    CallerIsProxy = 5,
     /// O10.
-    Loopback,
+    Loopback = 6,
     /// O11.
-    AddressExcluded,
+    AddressExcluded = 7,
     /// O13: includes are listed and this address is in none.
-    NotIncluded,
+    NotIncluded = 8,
     /// I3, I4, I6, I7: the other pod does not capture this port.
-    NotCapturedInbound,
+    NotCapturedInbound = 9,
+}
+
+impl PassCause {
+    /// Number of causes.
+    pub const COUNT: usize = 10;
+
+    /// Every cause, by number.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::NotInPod,
+        Self::NoIpv6Rules,
+        Self::LinkLocal,
+        Self::PortExcluded,
+        Self::OwnAddress,
+        Self::CallerIsProxy,
+        Self::Loopback,
+        Self::AddressExcluded,
+        Self::NotIncluded,
+        Self::NotCapturedInbound,
+    ];
+
+    /// Returns the name that `flows`, metrics and documents use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotInPod => "not_in_pod",
+            Self::NoIpv6Rules => "no_ipv6_rules",
+            Self::LinkLocal => "link_local",
+            Self::PortExcluded => "port_excluded",
+            Self::OwnAddress => "own_address",
+            Self::CallerIsProxy => "caller_is_proxy",
+            Self::Loopback => "loopback",
+            Self::AddressExcluded => "address_excluded",
+            Self::NotIncluded => "not_included",
+            Self::NotCapturedInbound => "not_captured_inbound",
+        }
+    }
+
+    /// Returns the rows of Istio's rules that say so, empty if none does.
+    #[must_use]
+    pub const fn rows(self) -> &'static str {
+        match self {
+            Self::NotInPod | Self::LinkLocal => "",
+            Self::NoIpv6Rules => "X4",
+            Self::PortExcluded => "O1",
+            Self::OwnAddress => "O2/O4/O7",
+            Self::CallerIsProxy => "O5/O8",
+            Self::Loopback => "O10",
+            Self::AddressExcluded => "O11",
+            Self::NotIncluded => "O12/O13",
+            Self::NotCapturedInbound => "I3/I4/I6/I7",
+        }
+    }
 }
 
 /// Decides where a connection attempt goes, in the order of Istio's chain. Costs at most eight lookups.

@@ -15,6 +15,8 @@ use core::fmt;
 pub struct Hop(u32);
 
 impl Hop {
+    /// On no hop: a connection that is left alone.
+    pub const NONE: Self = Self(0);
     /// Client application to its own proxy. May skip TCP if the application's pod has
     /// [`crate::PodFlags::APP_WRITES`].
     pub const APP_TO_PROXY: Self = Self(1);
@@ -57,6 +59,7 @@ impl Hop {
             Self::PROXY_TO_PROXY_RESPONSE => "proxy_to_proxy_response",
             Self::PROXY_TO_APP => "proxy_to_app",
             Self::APP_TO_PROXY_RETURN => "app_to_proxy_return",
+            Self::NONE => "none",
             _ => "unknown",
         }
     }
@@ -219,23 +222,37 @@ pub struct HopStats {
     pub bytes_redirected: u64,
     /// Messages that TCP carried, by [`PassReason`].
     pub passes: [u64; PassReason::COUNT],
+    /// Connections that have gone over to TCP for good, by the first [`PassReason`].
+    pub connections_on_tcp: [u64; PassReason::COUNT],
 }
 
 impl HopStats {
+    /// Nothing was sent.
+    pub const EMPTY: Self = Self {
+        connections: 0,
+        messages: 0,
+        bytes_total: 0,
+        bytes_redirected: 0,
+        passes: [0; PassReason::COUNT],
+        connections_on_tcp: [0; PassReason::COUNT],
+    };
+
     /// Adds the counts of another CPU.
     pub fn add(&mut self, other: &Self) {
         self.connections = self.connections.wrapping_add(other.connections);
         self.messages = self.messages.wrapping_add(other.messages);
         self.bytes_total = self.bytes_total.wrapping_add(other.bytes_total);
         self.bytes_redirected = self.bytes_redirected.wrapping_add(other.bytes_redirected);
-        for (sum, count) in self.passes.iter_mut().zip(other.passes) {
+        let sums = self.passes.iter_mut().zip(other.passes);
+        let on_tcp = self.connections_on_tcp.iter_mut();
+        for (sum, count) in sums.chain(on_tcp.zip(other.connections_on_tcp)) {
             *sum = sum.wrapping_add(count);
         }
     }
 }
 
 const _: () = assert!(size_of::<HopKey>() == 16);
-const _: () = assert!(size_of::<HopStats>() == 128);
+const _: () = assert!(size_of::<HopStats>() == 224);
 
 /// Events of the whole node. The number is an index into `COUNTERS`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
@@ -253,11 +270,13 @@ pub enum Counter {
     OriginalDstAnswers = 4,
     /// UDP queries, and sockets connected for them, that went to the agent of their pod.
     DnsQueries = 5,
+    /// Flow events that found the ring full.
+    FlowsLost = 6,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 7;
 
     /// Every counter, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -267,6 +286,7 @@ impl Counter {
         Self::SocketsRefused,
         Self::OriginalDstAnswers,
         Self::DnsQueries,
+        Self::FlowsLost,
     ];
 
     /// Returns the name that `status`, metrics and documents use.
@@ -279,6 +299,7 @@ impl Counter {
             Self::SocketsRefused => "sockets_refused",
             Self::OriginalDstAnswers => "original_dst_answers",
             Self::DnsQueries => "dns_queries",
+            Self::FlowsLost => "flows_lost",
         }
     }
 

@@ -12,6 +12,7 @@
 //!                                                          ▼
 //!                              ORIG_DST_BY_TUPLE ◀── sock_ops ──▶ ENDS, SOCKETS
 //!                                                          │
+//!  agent ◀── FLOWS, VERDICTS, LATENCY ── connect4, sock_ops
 //!  agent ◀── HOP_STATS, COUNTERS ── sk_msg ◀── SOCKET_STATE ──▶ getsockopt
 //! ```
 //!
@@ -23,7 +24,9 @@
 mod addr;
 mod decision;
 mod dns;
+mod flow;
 mod hop;
+mod latency;
 mod limits;
 mod names;
 mod pod;
@@ -38,15 +41,17 @@ pub use decision::{Dial, PassCause, Redirect, Rules, Verdict, decide};
 pub use dns::{
     DNS_AGENT_PORT, DNS_PORT, DnsPass, DnsSocket, DnsVerdict, decide_datagram, dns_agent_addr,
 };
+pub use flow::{FlowEvent, FlowFacts, FlowKind, PodVerdicts, VerdictCode};
 pub use hop::{Counter, Hop, HopKey, HopStats, PassReason};
+pub use latency::{Histogram, LatencyKey, Measure};
 pub use limits::{
-    HANDSHAKE_MAX_AGE_SECONDS, MAX_CIDR_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS, MAX_PARKED_MESSAGES,
-    MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS,
+    FLOW_RING_BYTES, HANDSHAKE_MAX_AGE_SECONDS, MAX_CIDR_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS,
+    MAX_LATENCY_ROWS, MAX_PARKED_MESSAGES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS,
 };
 pub use names::{ABI_VERSION, global, map, program};
 pub use pod::{PodConfig, PodFlags};
 pub use rules::{CIDR_DATA_BITS, CidrKey, PortKey, RULE_PRESENT, RuleList};
 pub use socket::{
-    End, EndFlags, Handshake, OriginalDst, Settings, SettingsMode, SockKey, SocketFlags,
+    End, EndFlags, FlowMode, Handshake, OriginalDst, Settings, SettingsMode, SockKey, SocketFlags,
     SocketState, TupleEntry,
 };

@@ -23,6 +23,13 @@ pub const MAX_SOCKETS: u32 = 65_536;
 /// Rows of hop counters: 8 hops for each of [`MAX_PODS`] pods.
 pub const MAX_HOP_ROWS: u32 = 8_192;
 
+/// Rows of latency histograms: two for each row of hop counters.
+pub const MAX_LATENCY_ROWS: u32 = 2 * MAX_HOP_ROWS;
+
+/// Size of the ring of flow events: 4,800 of them, which is a quarter of a second at 5,000 new
+/// connections a second, and the agent empties it as soon as it is woken. A full ring loses events.
+pub const FLOW_RING_BYTES: u32 = 1 << 20;
+
 /// Messages that one direction may park at its reader since the reader's queue was last seen empty.
 /// Each costs about 1 KiB of kernel memory that `SO_RCVBUF` does not see (measured, Linux 6.18), so
 /// the bound is 1 MiB per direction.

@@ -32,13 +32,21 @@ pub mod map {
     pub const SOCKETS: &str = "SOCKETS";
     /// `PERCPU_HASH`, [`crate::HopKey`] → [`crate::HopStats`]. Linux 4.6.
     pub const HOP_STATS: &str = "HOP_STATS";
+    /// `PERCPU_HASH`, netns cookie → [`crate::PodVerdicts`]. Linux 4.6.
+    pub const VERDICTS: &str = "VERDICTS";
+    /// `PERCPU_HASH`, [`crate::LatencyKey`] → [`crate::Histogram`]. Linux 4.6.
+    pub const LATENCY: &str = "LATENCY";
+    /// `SK_STORAGE`, socket → [`crate::FlowFacts`]; only while flows are on. Linux 5.2.
+    pub const FLOW_STATE: &str = "FLOW_STATE";
+    /// `RINGBUF` of [`crate::FlowEvent`]; the agent is its one consumer. Linux 5.8.
+    pub const FLOWS: &str = "FLOWS";
     /// `PERCPU_ARRAY`, [`crate::Counter`] → count of events. Linux 4.6.
     pub const COUNTERS: &str = "COUNTERS";
     /// `ARRAY` of one [`crate::Settings`]. Linux 3.19.
     pub const SETTINGS: &str = "SETTINGS";
 
     /// Every map, in the order in which they are listed and removed.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 17] = [
         PODS,
         POD_ADDRS,
         PORT_RULES,
@@ -50,6 +58,10 @@ pub mod map {
         ENDS,
         SOCKETS,
         HOP_STATS,
+        VERDICTS,
+        LATENCY,
+        FLOW_STATE,
+        FLOWS,
         COUNTERS,
         SETTINGS,
     ];

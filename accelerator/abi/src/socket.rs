@@ -129,14 +129,18 @@ pub struct SocketState {
     pub peer_sk: u64,
     /// Socket cookie of the other end.
     pub peer_cookie: u64,
+    /// `CLOCK_MONOTONIC` of the SYN in nanoseconds, 0 on an accepting end.
+    pub started_ns: u64,
+    /// Bytes that this socket has sent past TCP.
+    pub bytes_redirected: u64,
     /// Hop of what this socket sends.
     pub hop: Hop,
     /// What is known about this socket.
     pub flags: SocketFlags,
     /// Messages redirected since the reader's queue was last seen empty.
     pub parked_messages: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// What has set [`SocketFlags::SLOW`]: a [`crate::PassReason::index`] + 1, 0 if nothing has.
+    pub on_tcp_because: u32,
 }
 
 impl SocketState {
@@ -157,10 +161,12 @@ impl SocketState {
             own_sk: 0,
             peer_sk: 0,
             peer_cookie: 0,
+            started_ns: 0,
+            bytes_redirected: 0,
             hop,
             flags,
             parked_messages: 0,
-            reserved: 0,
+            on_tcp_because: 0,
         }
     }
 }
@@ -201,7 +207,7 @@ pub struct End {
 /// Value of [`Settings::mode`].
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
-pub struct SettingsMode(u32);
+pub struct SettingsMode(u16);
 
 impl SettingsMode {
     /// Connections are redirected; no socket enters the sockmap and every message passes. Also what
@@ -209,6 +215,20 @@ impl SettingsMode {
     pub const REDIRECT_ONLY: Self = Self(0);
     /// Messages towards proxies may skip TCP.
     pub const SOCKMAP: Self = Self(1);
+    /// Nothing is changed: verdicts are recorded, and iptables does what it does.
+    pub const SHADOW: Self = Self(2);
+}
+
+/// Value of [`Settings::flows`].
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct FlowMode(u16);
+
+impl FlowMode {
+    /// No event is written.
+    pub const OFF: Self = Self(0);
+    /// Every step of every connection of a pod is an event in `FLOWS`.
+    pub const ON: Self = Self(1);
 }
 
 /// The one element of `SETTINGS`. Every version of it begins with these two fields.
@@ -219,6 +239,8 @@ pub struct Settings {
     pub abi_version: u32,
     /// What the programs may do.
     pub mode: SettingsMode,
+    /// Whether they tell about single connections.
+    pub flows: FlowMode,
 }
 
 // The layouts are an ABI: a pinned map may outlive the agent that made it.
@@ -226,5 +248,6 @@ const _: () = assert!(size_of::<SockKey>() == 48);
 const _: () = assert!(align_of::<SockKey>() == 8);
 const _: () = assert!(size_of::<OriginalDst>() == 24);
 const _: () = assert!(size_of::<TupleEntry>() == 48);
-const _: () = assert!(size_of::<SocketState>() == 120);
+const _: () = assert!(size_of::<SocketState>() == 136);
 const _: () = assert!(size_of::<End>() == 24);
+const _: () = assert!(size_of::<Settings>() == 8);

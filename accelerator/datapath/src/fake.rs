@@ -3,12 +3,15 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use isthmus_accel_abi::{
-    Counter, HopKey, HopStats, MAX_CIDR_RULES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, map,
-    program,
+    Counter, Histogram, HopKey, HopStats, LatencyKey, MAX_CIDR_RULES, MAX_POD_ADDRS, MAX_PODS,
+    MAX_PORT_RULES, PodVerdicts, map, program,
 };
 use isthmus_accel_core::{MapOp, State};
 
-use crate::{CounterRow, Datapath, DatapathError, HopRow, MapUsage, PairRow, ProgramRow};
+use crate::{
+    CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ProgramRow,
+    VerdictRow,
+};
 
 /// A datapath that only remembers. It has the bounds of the real maps.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +22,10 @@ pub struct FakeDatapath {
     pub applied: Vec<MapOp>,
     /// What [`Datapath::hop_stats`] returns.
     pub hops: BTreeMap<HopKey, HopStats>,
+    /// What [`Datapath::verdicts`] returns.
+    pub verdicts: BTreeMap<u64, PodVerdicts>,
+    /// What [`Datapath::latency`] returns.
+    pub latency: BTreeMap<LatencyKey, Histogram>,
     /// What [`Datapath::pairs`] returns.
     pub pairs: Vec<PairRow>,
     /// The next operation fails as if its map was full, once.
@@ -63,6 +70,22 @@ impl Datapath for FakeDatapath {
             stats: *stats,
         };
         Ok(self.hops.iter().map(row).collect())
+    }
+
+    fn verdicts(&self) -> Result<Vec<VerdictRow>, DatapathError> {
+        let row = |(netns_cookie, verdicts): (&u64, &PodVerdicts)| VerdictRow {
+            netns_cookie: *netns_cookie,
+            verdicts: *verdicts,
+        };
+        Ok(self.verdicts.iter().map(row).collect())
+    }
+
+    fn latency(&self) -> Result<Vec<LatencyRow>, DatapathError> {
+        let row = |(key, histogram): (&LatencyKey, &Histogram)| LatencyRow {
+            key: *key,
+            histogram: *histogram,
+        };
+        Ok(self.latency.iter().map(row).collect())
     }
 
     fn counters(&self) -> Result<Vec<CounterRow>, DatapathError> {

@@ -23,4 +23,7 @@ pub use self::defects::{DEFECTS, Defect, Exposure, check_sockmap, floor};
 pub use self::mechanism::{Mechanism, MechanismRow};
 pub use self::netns::netns_cookie;
 pub use self::probe::{Probe, ProbeRow, probe};
-pub use self::rows::{CounterRow, Datapath, DatapathError, HopRow, MapUsage, PairRow, ProgramRow};
+pub use self::rows::{
+    CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ProgramRow,
+    VerdictRow,
+};

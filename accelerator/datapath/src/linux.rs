@@ -2,6 +2,7 @@
 
 mod btf;
 mod detach;
+mod flows;
 mod installation;
 mod kernel_version;
 mod load;
@@ -13,13 +14,15 @@ mod sys;
 use std::{os::fd::AsFd, path::Path, time::Duration};
 
 use isthmus_accel_abi::{
-    ABI_VERSION, Counter, HopStats, RULE_PRESENT, Settings, SettingsMode, map, program,
+    ABI_VERSION, Counter, FlowMode, Histogram, HopStats, PodVerdicts, RULE_PRESENT, Settings,
+    SettingsMode, map, program,
 };
 use isthmus_accel_core::{MapOp, State};
 
 pub use self::{
     btf::{KernelOffsets, VMLINUX_BTF},
     detach::{DetachReport, Patience, Unread, detach},
+    flows::FlowReader,
     kernel_version::KernelVersion,
     load::{LoadOptions, try_programs},
     mounts::{BpfFs, DEFAULT_BPFFS, DEFAULT_PIN_DIR, cgroup_root, ensure_bpffs, is_bpffs},
@@ -29,7 +32,10 @@ use self::{
     maps::{Maps, TypedMap},
     pins::Pins,
 };
-use crate::{CounterRow, Datapath, DatapathError, HopRow, MapUsage, PairRow, ProgramRow};
+use crate::{
+    CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ProgramRow,
+    VerdictRow,
+};
 
 /// The pinned programs and maps of the running kernel.
 ///
@@ -99,19 +105,51 @@ impl LinuxDatapath {
         Ok(self.maps.settings.get(&0)?.unwrap_or_default().mode)
     }
 
-    /// Allows or forbids messages to skip TCP, for all sockets at once.
+    /// Says what the programs may do, for all sockets at once: allows or forbids messages to skip TCP,
+    /// begins or ends the shadow.
     ///
     /// # Errors
     ///
-    /// Returns [`DatapathError::Map`] if the map cannot be written.
+    /// Returns [`DatapathError::Map`] if the map cannot be read or written.
     pub fn switch_mode(&mut self, mode: SettingsMode) -> Result<(), DatapathError> {
+        let settings = self.maps.settings.get(&0)?.unwrap_or_default();
         self.maps.settings.put(
             &0,
             &Settings {
                 abi_version: ABI_VERSION,
                 mode,
+                ..settings
             },
         )
+    }
+
+    /// Starts or stops the programs' telling about single connections.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if the map cannot be read or written.
+    pub fn switch_flows(&mut self, flows: FlowMode) -> Result<(), DatapathError> {
+        let settings = self.maps.settings.get(&0)?.unwrap_or_default();
+        self.maps.settings.put(&0, &Settings { flows, ..settings })
+    }
+
+    /// Tells whether the programs tell about single connections.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if the map cannot be read.
+    pub fn flows(&self) -> Result<FlowMode, DatapathError> {
+        Ok(self.maps.settings.get(&0)?.unwrap_or_default().flows)
+    }
+
+    /// Opens the ring of flow events. It has one place from which it is read: two readers would each
+    /// get a part.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if it cannot be opened or mapped.
+    pub fn flow_reader(&self) -> Result<FlowReader, DatapathError> {
+        FlowReader::open(&self.pins)
     }
 
     fn usage<K: bytemuck::Pod, V: bytemuck::Pod>(
@@ -154,7 +192,11 @@ impl Datapath for LinuxDatapath {
                 for row in rows.iter().filter(|row| row.netns_cookie == *netns_cookie) {
                     maps.hops.remove(row)?;
                 }
-                Ok(())
+                let rows = maps.latency.keys()?;
+                for row in rows.iter().filter(|row| row.netns_cookie == *netns_cookie) {
+                    maps.latency.remove(row)?;
+                }
+                maps.verdicts.remove(netns_cookie).map(drop)
             }
         }
     }
@@ -167,6 +209,37 @@ impl Datapath for LinuxDatapath {
                 stats.add(&cpu);
             }
             rows.push(HopRow { key, stats });
+        }
+        rows.sort_by_key(|row| row.key);
+        rows.dedup_by_key(|row| row.key);
+        Ok(rows)
+    }
+
+    fn verdicts(&self) -> Result<Vec<VerdictRow>, DatapathError> {
+        let mut rows = Vec::new();
+        for netns_cookie in self.maps.verdicts.keys()? {
+            let mut verdicts = PodVerdicts::EMPTY;
+            for cpu in self.maps.verdicts.per_cpu(&netns_cookie)? {
+                verdicts.add(&cpu);
+            }
+            rows.push(VerdictRow {
+                netns_cookie,
+                verdicts,
+            });
+        }
+        rows.sort_by_key(|row| row.netns_cookie);
+        rows.dedup_by_key(|row| row.netns_cookie);
+        Ok(rows)
+    }
+
+    fn latency(&self) -> Result<Vec<LatencyRow>, DatapathError> {
+        let mut rows = Vec::new();
+        for key in self.maps.latency.keys()? {
+            let mut histogram = Histogram::EMPTY;
+            for cpu in self.maps.latency.per_cpu(&key)? {
+                histogram.add(&cpu);
+            }
+            rows.push(LatencyRow { key, histogram });
         }
         rows.sort_by_key(|row| row.key);
         rows.dedup_by_key(|row| row.key);
@@ -218,6 +291,8 @@ impl Datapath for LinuxDatapath {
             Self::usage(&maps.ends)?,
             Self::usage(&maps.sockets)?,
             Self::usage(&maps.hops)?,
+            Self::usage(&maps.verdicts)?,
+            Self::usage(&maps.latency)?,
         ])
     }
 

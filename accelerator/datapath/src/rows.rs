@@ -2,7 +2,7 @@
 
 use std::{fmt, io, path::PathBuf, time::Duration};
 
-use isthmus_accel_abi::{Counter, HopKey, HopStats, SockKey};
+use isthmus_accel_abi::{Counter, Histogram, HopKey, HopStats, LatencyKey, PodVerdicts, SockKey};
 use isthmus_accel_core::{MapOp, State};
 
 /// Something that captures traffic as its [`State`] says: the kernel, or a fake.
@@ -27,6 +27,21 @@ pub trait Datapath: fmt::Debug {
     ///
     /// Returns [`DatapathError::Map`] if the map cannot be read.
     fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError>;
+
+    /// Returns what became of the connect calls of every pod that has made one, summed over CPUs, by
+    /// namespace.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if the map cannot be read.
+    fn verdicts(&self) -> Result<Vec<VerdictRow>, DatapathError>;
+
+    /// Returns how long the connections of every hop took, summed over CPUs, by key.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if the map cannot be read.
+    fn latency(&self) -> Result<Vec<LatencyRow>, DatapathError>;
 
     /// Returns the counters of the whole node, in the order of [`Counter::ALL`].
     ///
@@ -73,6 +88,24 @@ pub struct HopRow {
     pub key: HopKey,
     /// The counts.
     pub stats: HopStats,
+}
+
+/// Connect calls of one pod, by what became of them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct VerdictRow {
+    /// Namespace of the pod.
+    pub netns_cookie: u64,
+    /// The counts.
+    pub verdicts: PodVerdicts,
+}
+
+/// How long the connections of one hop of one pod took.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LatencyRow {
+    /// Which hop, of which namespace, and what is measured.
+    pub key: LatencyKey,
+    /// The values.
+    pub histogram: Histogram,
 }
 
 /// One counter of the node.

@@ -12,12 +12,13 @@ use aya_ebpf::{
 };
 use isthmus_accel_abi::{
     CidrKey, Counter, DNS_AGENT_PORT, Dial, Handshake, Hop, OriginalDst, PodConfig, PortKey, Rules, SockKey,
-    SocketFlags, SocketState, Verdict, decide,
+    SocketFlags, SocketState, Verdict, VerdictCode, decide,
 };
 
 use crate::{
     counters::count,
-    maps::{CIDR_RULES, HANDSHAKES, POD_ADDRS, PODS, PORT_RULES, SOCKET_STATE},
+    flow,
+    maps::{CIDR_RULES, HANDSHAKES, POD_ADDRS, PODS, PORT_RULES, SOCKET_STATE, is_shadow},
     sock_addr::{self, Family, dial, source},
     udp::{self, udp_socket},
 };
@@ -68,24 +69,55 @@ fn connect(ctx: &SockAddrContext, family: Family) {
     let Some(dial) = dial(ctx, sk, family, source(sk, family)) else {
         return;
     };
-    match decide(&dial, &Loaded) {
-        // The socket may have been followed in an earlier attempt that failed.
-        Verdict::Pass(_) => SOCKET_STATE.forget(sk),
-        Verdict::Follow => {
-            follow(ctx, sk, &dial, dial.netns_cookie, Hop::PROXY_TO_APP);
+    let verdict = decide(&dial, &Loaded);
+    let outcome = if is_shadow() {
+        // The socket may be of the time before.
+        SOCKET_STATE.forget(sk);
+        VerdictCode::of(&verdict)
+    } else {
+        carry_out(ctx, sk, family, &dial, &verdict)
+    };
+    flow::decided(addr, sk, &dial, &verdict, outcome);
+}
+
+/// Does what was decided, if there is room for it.
+#[inline(always)]
+fn carry_out(
+    ctx: &SockAddrContext,
+    sk: *mut bpf_sock,
+    family: Family,
+    dial: &Dial,
+    verdict: &Verdict,
+) -> VerdictCode {
+    let is_done = match verdict {
+        Verdict::Pass(_) => {
+            // The socket may have been followed in an earlier attempt that failed.
+            SOCKET_STATE.forget(sk);
+            true
         }
+        Verdict::Follow => follow(ctx, sk, dial, dial.netns_cookie, Hop::PROXY_TO_APP),
         Verdict::Redirect(redirect) => {
-            if follow(ctx, sk, &dial, redirect.peer_netns, redirect.hop) {
-                sock_addr::write(addr, family, redirect.addr, redirect.port);
+            let is_followed = follow(ctx, sk, dial, redirect.peer_netns, redirect.hop);
+            if is_followed {
+                sock_addr::write(ctx.sock_addr, family, redirect.addr, redirect.port);
                 count(Counter::Redirects);
             }
+            is_followed
         }
+    };
+    if is_done {
+        VerdictCode::of(verdict)
+    } else {
+        VerdictCode::NO_ROOM
     }
 }
 
 /// Reserves room for what the accepting end will ask, and marks the socket. Tells whether both worked:
 /// if not, the connection must stay as it is.
-#[inline(always)]
+///
+/// A function of its own in the object too: what it needs of the stack and what the decision needs are
+/// not needed at once.
+#[inline(never)]
 fn follow(
     ctx: &SockAddrContext,
     sk: *mut bpf_sock,

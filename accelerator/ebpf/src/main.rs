@@ -15,6 +15,7 @@
 
 mod connect;
 mod counters;
+mod flow;
 mod getpeername;
 mod getsockopt;
 mod kernel;

@@ -13,20 +13,21 @@ use aya_ebpf::{
     },
 };
 use isthmus_accel_abi::{
-    CidrKey, Counter, DnsSocket, End, Handshake, HopKey, HopStats, MAX_CIDR_RULES, MAX_HANDSHAKES,
-    MAX_HOP_ROWS, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS, PodConfig, PortKey,
-    Settings, SettingsMode, SockKey, SocketState, TupleEntry,
+    CidrKey, Counter, DnsSocket, End, FLOW_RING_BYTES, FlowFacts, Handshake, Histogram, HopKey, HopStats,
+    LatencyKey, MAX_CIDR_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS, MAX_LATENCY_ROWS, MAX_POD_ADDRS,
+    MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS, PodConfig, PodVerdicts, PortKey, Settings, SettingsMode, SockKey, SocketState, TupleEntry,
 };
 
 const PREALLOC: usize = 0;
-const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+pub const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const HASH: usize = kind::BPF_MAP_TYPE_HASH as usize;
 const LPM_TRIE: usize = kind::BPF_MAP_TYPE_LPM_TRIE as usize;
 const ARRAY: usize = kind::BPF_MAP_TYPE_ARRAY as usize;
 const PERCPU_ARRAY: usize = kind::BPF_MAP_TYPE_PERCPU_ARRAY as usize;
-const PERCPU_HASH: usize = kind::BPF_MAP_TYPE_PERCPU_HASH as usize;
+pub const PERCPU_HASH: usize = kind::BPF_MAP_TYPE_PERCPU_HASH as usize;
 const SK_STORAGE: usize = kind::BPF_MAP_TYPE_SK_STORAGE as usize;
 const SOCKHASH: usize = kind::BPF_MAP_TYPE_SOCKHASH as usize;
+const RINGBUF: usize = kind::BPF_MAP_TYPE_RINGBUF as usize;
 
 /// A map definition as libbpf and aya read it from BTF: the numbers are lengths of array types.
 #[repr(C)]
@@ -127,19 +128,28 @@ maps! {
     ENDS: HASH<SockKey, End>, MAX_SOCKETS, NO_PREALLOC;
     SOCKETS: SOCKHASH<SockKey, u32>, MAX_SOCKETS, PREALLOC;
     HOP_STATS: PERCPU_HASH<HopKey, HopStats>, MAX_HOP_ROWS, NO_PREALLOC;
+    VERDICTS: PERCPU_HASH<u64, PodVerdicts>, MAX_PODS, NO_PREALLOC;
+    LATENCY: PERCPU_HASH<LatencyKey, Histogram>, MAX_LATENCY_ROWS, NO_PREALLOC;
     COUNTERS: PERCPU_ARRAY<u32, u64>, Counter::COUNT, PREALLOC;
     SETTINGS: ARRAY<u32, Settings>, 1, PREALLOC;
 }
 
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub static SOCKET_STATE: Map<i32, SocketState, SK_STORAGE, 0, NO_PREALLOC> = Map::new();
+pub static SOCKET_STATE: SocketStorage<SocketState> = Map::new();
 
 #[unsafe(link_section = ".maps")]
 #[unsafe(no_mangle)]
-pub static DNS_SOCKETS: Map<i32, DnsSocket, SK_STORAGE, 0, NO_PREALLOC> = Map::new();
+pub static DNS_SOCKETS: SocketStorage<DnsSocket> = Map::new();
 
-impl<V> Map<i32, V, SK_STORAGE, 0, NO_PREALLOC> {
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub static FLOW_STATE: SocketStorage<FlowFacts> = Map::new();
+
+/// A map whose values live and die with their sockets.
+pub type SocketStorage<V> = Map<i32, V, SK_STORAGE, 0, NO_PREALLOC>;
+
+impl<V> SocketStorage<V> {
     /// Returns the state of a socket, or null.
     #[inline(always)]
     pub fn of(&self, sk: *mut bpf_sock) -> *mut V {
@@ -170,12 +180,45 @@ impl<V> Map<i32, V, SK_STORAGE, 0, NO_PREALLOC> {
     }
 }
 
+/// A ring buffer: it has neither keys nor values, and its bound is in bytes.
+#[repr(C)]
+pub struct Ring<const BYTES: usize> {
+    r#type: *const [i32; RINGBUF],
+    max_entries: *const [i32; BYTES],
+}
+
+// SAFETY: as for `Map`.
+unsafe impl<const BYTES: usize> Sync for Ring<BYTES> {}
+
+impl<const BYTES: usize> Ring<BYTES> {
+    /// Returns what helpers take as the map.
+    #[inline(always)]
+    pub fn as_ptr(&self) -> *mut c_void {
+        ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub static FLOWS: Ring<{ FLOW_RING_BYTES as usize }> = Ring {
+    r#type: ptr::null(),
+    max_entries: ptr::null(),
+};
+
 /// Tells whether sockets may enter the sockmap and messages may skip TCP.
 #[inline(always)]
 pub fn is_sockmap_on() -> bool {
     SETTINGS
         .get(&0)
         .is_some_and(|settings| settings.mode == SettingsMode::SOCKMAP)
+}
+
+/// Tells whether verdicts are only recorded, so that a program may change nothing.
+#[inline(always)]
+pub fn is_shadow() -> bool {
+    SETTINGS
+        .get(&0)
+        .is_some_and(|settings| settings.mode == SettingsMode::SHADOW)
 }
 
 /// Flag of [`Map::update`]: create or replace.

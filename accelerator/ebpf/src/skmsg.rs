@@ -47,11 +47,19 @@ fn message(msg: *mut sk_msg_md) {
     // SAFETY: not null, so it is this socket's state, and sendmsg holds its lock.
     let state = unsafe { &mut *state };
     let outcome = latch::check(state, size_bytes).and_then(|()| redirect(msg, state));
+    count_message(state, size_bytes, outcome);
     match outcome {
-        Ok(()) => state.parked_messages += 1,
-        Err(_) => state.flags = state.flags.with(SocketFlags::SLOW),
+        Ok(()) => {
+            state.parked_messages += 1;
+            state.bytes_redirected = state.bytes_redirected.wrapping_add(size_bytes.into());
+        }
+        Err(reason) => {
+            if !state.flags.has(SocketFlags::SLOW) {
+                state.on_tcp_because = reason.index() as u32 + 1;
+            }
+            state.flags = state.flags.with(SocketFlags::SLOW);
+        }
     }
-    count_message(state.netns_cookie, state.hop, size_bytes, outcome);
 }
 
 #[inline(always)]

@@ -13,7 +13,7 @@ use aya_ebpf::{
         bpf_sock_ops,
     },
     helpers::generated::{
-        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_hash_update,
+        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sock_hash_update,
         bpf_sock_ops_cb_flags_set,
     },
     macros::sock_ops,
@@ -25,6 +25,7 @@ use isthmus_accel_abi::{
 
 use crate::{
     counters::{count, count_connection},
+    flow,
     kernel::KernelSock,
     maps::{ANY, ENDS, HANDSHAKES, ORIG_DST_BY_TUPLE, PODS, SOCKET_STATE, SOCKETS, is_sockmap_on},
 };
@@ -54,9 +55,22 @@ pub fn isthmus_sockops(ctx: SockOpsContext) -> u32 {
         return HANDLED;
     }
     match op {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => on_connect(ctx.ops, sk),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => on_active_established(ctx.ops, sk),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => on_passive_established(ctx.ops, sk),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => {
+            on_connect(ctx.ops, sk);
+            if flow::is_told(sk) {
+                ask_for_state_changes(ctx.ops);
+            }
+        }
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
+            on_active_established(ctx.ops, sk);
+            flow::on_active_established(ctx.ops, sk);
+        }
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
+            on_passive_established(ctx.ops, sk);
+            if flow::on_passive_established(ctx.ops, sk) {
+                ask_for_state_changes(ctx.ops);
+            }
+        }
         BPF_SOCK_OPS_STATE_CB => on_state(ctx.ops, sk),
         _ => {}
     }
@@ -86,6 +100,8 @@ fn on_connect(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
         reserved: 0,
     };
     state.peer = peer;
+    // SAFETY: a helper that takes nothing.
+    state.started_ns = unsafe { bpf_ktime_get_ns() };
     if ORIG_DST_BY_TUPLE.update(&peer, &entry, ANY) != 0 {
         count(Counter::TuplesFull);
     }
@@ -152,6 +168,7 @@ fn on_state(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
     if new_state != TCP_CLOSE {
         return;
     }
+    flow::on_close(ops, sk);
     let state = SOCKET_STATE.of(sk);
     if state.is_null() {
         return;
@@ -249,7 +266,7 @@ fn ask_for_state_changes(ops: *mut bpf_sock_ops) {
 
 /// The tuple of this end, or `None` if it is neither IPv4 nor IPv6.
 #[inline(always)]
-fn own_key(ops: *mut bpf_sock_ops, netns_cookie: u64) -> Option<SockKey> {
+pub fn own_key(ops: *mut bpf_sock_ops, netns_cookie: u64) -> Option<SockKey> {
     // All of them before the choice: the compiler would choose between addresses in the context, which
     // the verifier refuses.
     // SAFETY: reads of context fields of their own width; volatile, so that the compiler does not

@@ -17,7 +17,7 @@ use isthmus_accel_abi::{
 use crate::{
     connect::Loaded,
     counters::count,
-    maps::DNS_SOCKETS,
+    maps::{DNS_SOCKETS, is_shadow},
     sock_addr::{Family, address, port, write},
 };
 
@@ -44,7 +44,7 @@ pub fn udp_socket(addr: *mut bpf_sock_addr) -> Option<*mut bpf_sock> {
 /// shall be the peer.
 #[inline(always)]
 pub fn connect(sk: *mut bpf_sock, query: &Dial) -> Option<[u8; 16]> {
-    if decide_datagram(query, &Loaded) != DnsVerdict::ToAgent {
+    if !is_for_agent(query) {
         // The socket may have had another peer before.
         DNS_SOCKETS.forget(sk);
         return None;
@@ -64,7 +64,7 @@ pub fn connect(sk: *mut bpf_sock, query: &Dial) -> Option<[u8; 16]> {
 /// Decides about one datagram; returns the agent's address if it shall go there.
 #[inline(always)]
 pub fn send(sk: *mut bpf_sock, query: &Dial) -> Option<[u8; 16]> {
-    let is_for_agent = decide_datagram(query, &Loaded) == DnsVerdict::ToAgent;
+    let is_for_agent = is_for_agent(query);
     let socket = if is_for_agent && !has_peer(sk) {
         DNS_SOCKETS.of_or_new(sk)
     } else {
@@ -90,6 +90,11 @@ pub fn send(sk: *mut bpf_sock, query: &Dial) -> Option<[u8; 16]> {
     }
     count(Counter::DnsQueries);
     Some(dns_agent_addr(query.destination))
+}
+
+#[inline(always)]
+fn is_for_agent(query: &Dial) -> bool {
+    !is_shadow() && decide_datagram(query, &Loaded) == DnsVerdict::ToAgent
 }
 
 #[inline(always)]

@@ -22,6 +22,7 @@ pub fn render_table(status: &Status) -> String {
     let mode = match status.mode {
         Mode::RedirectOnly => "redirect only: every message goes by TCP",
         Mode::Sockmap => "sockmap: messages towards proxies may skip TCP/IP",
+        Mode::Shadow => "shadow: verdicts are recorded, iptables acts",
     };
     let _ = writeln!(
         text,

@@ -89,6 +89,7 @@ fn datapath() -> FakeDatapath {
         bytes_total: 1_048_576,
         bytes_redirected: 1_040_000,
         passes,
+        ..HopStats::EMPTY
     };
     datapath
         .hops

@@ -10,7 +10,8 @@ use std::{
 use isthmus_accel_abi::program;
 use isthmus_accel_core::{MapOp, State};
 use isthmus_accel_datapath::{
-    CounterRow, Datapath, DatapathError, HopRow, MapUsage, PairRow, ProgramRow, fake::FakeDatapath,
+    CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ProgramRow,
+    VerdictRow, fake::FakeDatapath,
 };
 use isthmus_accelerator::{
     run::{Home, read_first, run},
@@ -249,6 +250,14 @@ impl Datapath for SharedFake {
 
     fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError> {
         self.with(|fake| fake.hop_stats())
+    }
+
+    fn verdicts(&self) -> Result<Vec<VerdictRow>, DatapathError> {
+        self.with(|fake| fake.verdicts())
+    }
+
+    fn latency(&self) -> Result<Vec<LatencyRow>, DatapathError> {
+        self.with(|fake| fake.latency())
     }
 
     fn counters(&self) -> Result<Vec<CounterRow>, DatapathError> {

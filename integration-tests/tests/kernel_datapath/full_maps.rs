@@ -42,6 +42,7 @@ fn handshakes_without_room_are_not_redirected() {
     let mut fixture = Fixture::load_with(LoadOptions {
         mode: SettingsMode::SOCKMAP,
         max_entries: sizes,
+        ..LoadOptions::default()
     });
     fixture.add_pod(&pod);
     let proxy = narrow_listener(&pod);
@@ -92,6 +93,7 @@ fn sockets_without_room_stay_on_tcp() {
     let mut fixture = Fixture::load_with(LoadOptions {
         mode: SettingsMode::SOCKMAP,
         max_entries: sizes,
+        ..LoadOptions::default()
     });
     fixture.add_pod(&pod);
     let listener = pod.listen(PROXY, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15_001));

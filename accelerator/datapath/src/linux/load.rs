@@ -14,7 +14,7 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{Program, ProgramError, ProgramFd},
 };
-use isthmus_accel_abi::{ABI_VERSION, Settings, SettingsMode, map, program};
+use isthmus_accel_abi::{ABI_VERSION, FlowMode, Settings, SettingsMode, map, program};
 
 use super::{
     btf::KernelOffsets,
@@ -80,6 +80,8 @@ impl Hook {
 pub struct LoadOptions {
     /// Whether messages may skip TCP; without, connections are redirected only.
     pub mode: SettingsMode,
+    /// Whether the programs tell about single connections.
+    pub flows: FlowMode,
     /// Bounds of maps other than the built-in ones, by name. For tests of full maps.
     pub max_entries: Vec<(&'static str, u32)>,
 }
@@ -107,6 +109,7 @@ pub(crate) fn load(
     let settings = Settings {
         abi_version: ABI_VERSION,
         mode,
+        flows: options.flows,
     };
     maps.settings.put(&0, &settings)?;
 
@@ -135,7 +138,7 @@ fn check_version(pins: &Pins) -> Result<(), DatapathError> {
 /// defects: nothing skips TCP then, whatever is asked for.
 fn allowed_mode(wanted: SettingsMode, offsets: &KernelOffsets) -> SettingsMode {
     let is_sound = KernelVersion::running().is_some_and(|version| check_sockmap(version).is_ok());
-    if is_sound && offsets.missing().is_empty() {
+    if wanted != SettingsMode::SOCKMAP || (is_sound && offsets.missing().is_empty()) {
         wanted
     } else {
         SettingsMode::REDIRECT_ONLY

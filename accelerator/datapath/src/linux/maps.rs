@@ -9,8 +9,8 @@ use std::{
 
 use bytemuck::Pod;
 use isthmus_accel_abi::{
-    CidrKey, Counter, End, Handshake, HopKey, HopStats, PodConfig, PortKey, Settings, SockKey,
-    TupleEntry, map,
+    CidrKey, Counter, End, Handshake, Histogram, HopKey, HopStats, LatencyKey, PodConfig,
+    PodVerdicts, PortKey, Settings, SockKey, TupleEntry, map,
 };
 
 use super::{
@@ -228,6 +228,8 @@ pub(crate) struct Maps {
     pub(crate) ends: TypedMap<SockKey, End>,
     pub(crate) sockets: TypedMap<SockKey, u32>,
     pub(crate) hops: TypedMap<HopKey, HopStats>,
+    pub(crate) verdicts: TypedMap<u64, PodVerdicts>,
+    pub(crate) latency: TypedMap<LatencyKey, Histogram>,
     pub(crate) counters: TypedMap<u32, u64>,
     pub(crate) settings: TypedMap<u32, Settings>,
 }
@@ -244,6 +246,8 @@ impl Maps {
             ends: TypedMap::open(pins, map::ENDS)?,
             sockets: TypedMap::open(pins, map::SOCKETS)?,
             hops: TypedMap::open(pins, map::HOP_STATS)?,
+            verdicts: TypedMap::open(pins, map::VERDICTS)?,
+            latency: TypedMap::open(pins, map::LATENCY)?,
             counters: TypedMap::open(pins, map::COUNTERS)?,
             settings: TypedMap::open(pins, map::SETTINGS)?,
         })

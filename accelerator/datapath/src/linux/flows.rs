@@ -1,0 +1,66 @@
+//! The consuming end of the ring of flow events.
+
+use std::{
+    fmt, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+};
+
+use aya::maps::{Map, MapData, RingBuf};
+use isthmus_accel_abi::{FlowEvent, map};
+
+use super::{pins::Pins, sys};
+use crate::DatapathError;
+
+/// Reads flow events in the order in which the programs have begun to write them. Its descriptor is
+/// readable (poll, epoll) while there are any.
+pub struct FlowReader {
+    ring: RingBuf<MapData>,
+}
+
+impl FlowReader {
+    pub(crate) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        let failed = |source| DatapathError::Map {
+            map: map::FLOWS,
+            action: "opened",
+            source,
+        };
+        let fd = sys::open_pinned(&pins.map(map::FLOWS)).map_err(failed)?;
+        let data = MapData::from_fd(fd).map_err(|error| failed(io::Error::other(error)))?;
+        let ring = RingBuf::try_from(Map::RingBuf(data))
+            .map_err(|error| failed(io::Error::other(error)))?;
+        Ok(Self { ring })
+    }
+
+    /// Takes the next event. `None` says that there is none, so that the descriptor can be waited for.
+    pub fn next_event(&mut self) -> Option<FlowEvent> {
+        loop {
+            // A record of another length is of another build of the programs, which is being replaced.
+            let record = self.ring.next()?;
+            if let Ok(event) = bytemuck::try_pod_read_unaligned(&record) {
+                return Some(event);
+            }
+        }
+    }
+}
+
+impl AsFd for FlowReader {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
+}
+
+impl AsRawFd for FlowReader {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+}
+
+impl fmt::Debug for FlowReader {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fd = self.as_raw_fd();
+        formatter
+            .debug_struct("FlowReader")
+            .field("fd", &fd)
+            .finish()
+    }
+}
