@@ -10,7 +10,7 @@ use std::{
 
 use isthmus_accel_abi::HANDSHAKE_MAX_AGE_SECONDS;
 use isthmus_accel_core::{Plan, ResolvedPod, diff, plan};
-use isthmus_accel_datapath::{Datapath, DatapathError};
+use isthmus_accel_datapath::{Datapath, DatapathError, RetiredRow};
 use isthmus_api::node_config::{Capture, NodeConfig, Pod, PodName};
 
 use crate::{
@@ -213,6 +213,15 @@ impl<D: Datapath> Agent<D> {
     pub fn sweep(&mut self) -> Result<usize, DatapathError> {
         self.datapath
             .sweep(Duration::from_secs(HANDSHAKE_MAX_AGE_SECONDS))
+    }
+
+    /// Takes new traffic over from other versions. See [`Datapath::retire_others`].
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError`] for what could not be taken over or removed.
+    pub fn retire_others(&mut self) -> Result<Vec<RetiredRow>, DatapathError> {
+        self.datapath.retire_others()
     }
 
     /// Makes the datapath hold what it should, touching nothing that is right.

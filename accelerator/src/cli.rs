@@ -102,6 +102,10 @@ pub struct Run {
     #[arg(default_value = "text", long, value_enum, value_name = "FORMAT")]
     pub log_format: LogFormat,
 
+    /// Run although another agent uses the same hooks: its pods must be others, and its pins too.
+    #[arg(long)]
+    pub share_hooks: bool,
+
     #[command(flatten)]
     #[allow(
         missing_docs,

@@ -11,7 +11,7 @@ use std::{
 use isthmus_accel_abi::{SettingsMode, program};
 use isthmus_accel_datapath::{
     Datapath, DatapathError, Mechanism,
-    linux::{self, LinuxDatapath, LoadOptions, Patience, Unread},
+    linux::{self, DetachReport, LinuxDatapath, LoadOptions, Patience, Unread},
     probe as datapath_probe,
 };
 use serde::Serialize;
@@ -21,6 +21,7 @@ use crate::{
     admin,
     cli::{Cli, Command, Detach, LogFormat, Output, Probe, Run, Sockmap, Status},
     error::{CommandError, EXIT_MISSING, render_chain},
+    exclusive::Exclusive,
     probe::{self, Report},
     rights,
     run::{self, Home},
@@ -61,7 +62,8 @@ async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandEr
     probe::require(&found)?;
     let cgroup_root = linux::cgroup_root()?;
     let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, &args.places.pin_dir);
-    let _lock = runtime_dir.lock()?;
+    let hooks = (!args.share_hooks).then_some(cgroup_root.as_path());
+    let _exclusive = Exclusive::acquire(&args.places, hooks)?;
 
     let options = LoadOptions {
         mode: match args.sockmap {
@@ -102,9 +104,10 @@ fn load(
     cgroup_root: &Path,
     options: &LoadOptions,
 ) -> Result<LinuxDatapath, DatapathError> {
-    let was_loaded = pin_dir.exists();
+    let before = LinuxDatapath::open_pinned(pin_dir);
+    let is_first = matches!(before, Err(DatapathError::NotLoaded { .. }));
     LinuxDatapath::open_or_load(pin_dir, cgroup_root, options).inspect_err(|_| {
-        if !was_loaded && let Err(error) = linux::detach(pin_dir, &Patience::NONE, &mut |_| {}) {
+        if is_first && let Err(error) = linux::detach(pin_dir, &Patience::NONE, &mut |_| {}) {
             tracing::warn!("{}", render_chain(&error));
         }
     })
@@ -159,36 +162,38 @@ fn show_probe(args: &Probe, out: &mut dyn Write) -> Result<ExitCode, CommandErro
 
 fn detach(args: &Detach, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     rights::require()?;
+    let exclusive = Exclusive::of_pins(&args.places)?;
     let pin_dir = &args.places.pin_dir;
-    let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, pin_dir);
-    let lock = runtime_dir.lock()?;
-
     let loaded = match LinuxDatapath::open_pinned(pin_dir) {
         Ok(datapath) => describe(&datapath)?,
         // Whatever else is wrong with it, it goes.
         Err(DatapathError::NotLoaded { .. }) => Vec::new(),
         Err(error) => vec![format!("what could not be read ({})", render_chain(&error))],
     };
-    let had_pins = pin_dir.exists();
     let patience = Patience {
         reading: Duration::from_secs(args.timeout),
         ..Patience::default()
     };
-    let report = linux::detach(pin_dir, &patience, &mut |unread| {
-        eprintln!("waiting for {} to be read", render_unread(unread));
-    })?;
-    runtime_dir.remove()?;
-    drop(lock);
+    let pin_dirs = linux::pin_dirs(pin_dir);
+    let mut report = DetachReport::default();
+    for pin_dir in &pin_dirs {
+        report.add(linux::detach(pin_dir, &patience, &mut |unread| {
+            eprintln!("waiting for {} to be read", render_unread(unread));
+        })?);
+        RuntimeDir::new(&args.places.runtime_dir, pin_dir).remove()?;
+    }
+    RuntimeDir::new(&args.places.runtime_dir, pin_dir).remove()?;
+    drop(exclusive);
 
     // Writing to a string cannot fail.
     let mut answer = String::new();
-    if loaded.is_empty() && !had_pins {
+    if pin_dirs.is_empty() {
         answer.push_str("nothing was loaded\n");
     }
     for line in loaded {
         let _ = writeln!(answer, "removed {line}");
     }
-    if had_pins {
+    for pin_dir in pin_dirs {
         let _ = writeln!(answer, "removed {}", pin_dir.display());
     }
     let released = report.sockets.saturating_sub(report.unread.sockets);

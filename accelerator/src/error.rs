@@ -4,7 +4,9 @@ use std::{error::Error, io, net::SocketAddr};
 
 use isthmus_accel_datapath::DatapathError;
 
-use crate::{config_file::ConfigFileError, runtime_dir::RuntimeDirError};
+use crate::{
+    config_file::ConfigFileError, exclusive::ExclusiveError, runtime_dir::RuntimeDirError,
+};
 
 /// Exit code for a machine, or a user, that lacks something.
 pub const EXIT_MISSING: u8 = 2;
@@ -25,6 +27,9 @@ pub enum CommandError {
     /// The file to follow.
     #[error(transparent)]
     Config(#[from] ConfigFileError),
+    /// Another agent runs.
+    #[error(transparent)]
+    Exclusive(#[from] ExclusiveError),
     /// The kernel.
     #[error(transparent)]
     Datapath(#[from] DatapathError),

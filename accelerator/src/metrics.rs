@@ -206,6 +206,7 @@ mod tests {
             },
             pin_dir: "/pins".into(),
             mode: Mode::Sockmap,
+            other_versions: Vec::new(),
             programs: vec![Program {
                 name: "isthmus_skmsg",
                 hook: "sk_msg",

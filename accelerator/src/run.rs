@@ -135,6 +135,7 @@ struct Rounds<D> {
     has_failed: bool,
     home: Home,
     is_unsettled: bool,
+    retired: BTreeSet<PathBuf>,
     retries: u32,
     roster: Option<Roster>,
     watch: Option<DirWatch>,
@@ -151,6 +152,7 @@ impl<D: Datapath> Rounds<D> {
             has_failed: false,
             home,
             is_unsettled: false,
+            retired: BTreeSet::new(),
             retries: 0,
             roster: None,
             watch: watch.ok(),
@@ -162,6 +164,8 @@ impl<D: Datapath> Rounds<D> {
         self.look_up();
         let step = self.agent.converge()?;
         self.report(&step);
+        // With the pods loaded, so that there is no moment in which nobody takes their connections.
+        self.retire_others();
         self.follow();
         Ok(())
     }
@@ -182,6 +186,7 @@ impl<D: Datapath> Rounds<D> {
             Ok(step) => {
                 self.has_failed = false;
                 self.report(&step);
+                self.retire_others();
             }
             Err(error) => self.fail(&error),
         }
@@ -219,6 +224,24 @@ impl<D: Datapath> Rounds<D> {
         self.has_failed = true;
         let chain = render_chain(error);
         tracing::error!("{chain}; pods that are not loaded are left to iptables");
+    }
+
+    fn retire_others(&mut self) {
+        let retired = match self.agent.retire_others() {
+            Ok(retired) => retired,
+            Err(error) => return tracing::warn!("{}", render_chain(&error)),
+        };
+        for row in &retired {
+            if !self.retired.contains(&row.pin_dir) {
+                let (pins, sockets) = (row.pin_dir.display(), row.sockets);
+                tracing::info!(%pins, sockets, "taken over from version {}; it serves its sockets until they close", row.version);
+            }
+        }
+        let left: BTreeSet<PathBuf> = retired.into_iter().map(|row| row.pin_dir).collect();
+        for pins in self.retired.difference(&left) {
+            tracing::info!(pins = %pins.display(), "removed: its last socket is closed");
+        }
+        self.retired = left;
     }
 
     fn sweep(&mut self) {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::Ipv6Addr, path::PathBuf};
 
 use isthmus_accel_abi::{PassReason, SettingsMode, SockKey};
 use isthmus_accel_core::State;
-use isthmus_accel_datapath::{Datapath, DatapathError, HopRow, PairRow};
+use isthmus_accel_datapath::{Datapath, DatapathError, HopRow, PairRow, RetiredRow};
 use serde::Serialize;
 
 pub use self::table::render_table;
@@ -31,6 +31,8 @@ pub struct Status {
     pub pin_dir: PathBuf,
     /// Whether messages may skip TCP/IP at all.
     pub mode: Mode,
+    /// What other versions still serve.
+    pub other_versions: Vec<OtherVersion>,
     /// The programs.
     pub programs: Vec<Program>,
     /// Pods that are loaded.
@@ -77,6 +79,17 @@ pub struct AgentStatus {
     pub is_running: bool,
     /// Its process, if known.
     pub pid: Option<u32>,
+}
+
+/// What an agent of another version has loaded: it takes nothing new, and goes with its last socket.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct OtherVersion {
+    /// The version.
+    pub version: u32,
+    /// Where it is pinned.
+    pub pin_dir: PathBuf,
+    /// Sockets that it still answers for.
+    pub sockets: usize,
 }
 
 /// One program.
@@ -215,6 +228,7 @@ pub fn collect(
         agent: origin.agent,
         pin_dir: origin.pin_dir,
         mode: origin.mode,
+        other_versions: other_versions(datapath)?,
         programs: programs(datapath)?,
         pods: pods(&state, &names),
         pods_left_to_iptables: idle_pods(roster),
@@ -237,6 +251,15 @@ fn names_by_cookie(roster: &Roster) -> Names<'_> {
         .iter()
         .filter_map(|(name, pod)| Some((pod.netns_cookie?, name.as_str())))
         .collect()
+}
+
+fn other_versions(datapath: &dyn Datapath) -> Result<Vec<OtherVersion>, DatapathError> {
+    let version = |row: RetiredRow| OtherVersion {
+        version: row.version,
+        pin_dir: row.pin_dir,
+        sockets: row.sockets,
+    };
+    Ok(datapath.retired()?.into_iter().map(version).collect())
 }
 
 fn programs(datapath: &dyn Datapath) -> Result<Vec<Program>, DatapathError> {

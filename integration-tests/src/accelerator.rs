@@ -196,6 +196,8 @@ impl Accelerator {
         if sockmap == Sockmap::Off {
             args.extend(["--sockmap".into(), "off".into()]);
         }
+        // Other tests, and the machine's own agent, have other pods.
+        args.push("--share-hooks".into());
         args.extend(self.places());
         let mut process = Process::start(&Program {
             args,

@@ -32,3 +32,5 @@ mod owners;
 mod redirect;
 #[path = "kernel_datapath/share.rs"]
 mod share;
+#[path = "kernel_datapath/succession.rs"]
+mod succession;

@@ -10,7 +10,7 @@ use isthmus_accel_core::{MapOp, State};
 
 use crate::{
     CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ProgramRow,
-    VerdictRow,
+    RetiredRow, VerdictRow,
 };
 
 /// A datapath that only remembers. It has the bounds of the real maps.
@@ -28,6 +28,8 @@ pub struct FakeDatapath {
     pub latency: BTreeMap<LatencyKey, Histogram>,
     /// What [`Datapath::pairs`] returns.
     pub pairs: Vec<PairRow>,
+    /// What [`Datapath::retired`] returns.
+    pub retired: Vec<RetiredRow>,
     /// The next operation fails as if its map was full, once.
     pub is_next_op_refused: bool,
 }
@@ -109,6 +111,15 @@ impl Datapath for FakeDatapath {
 
     fn sweep(&mut self, _older_than: Duration) -> Result<usize, DatapathError> {
         Ok(0)
+    }
+
+    fn retired(&self) -> Result<Vec<RetiredRow>, DatapathError> {
+        Ok(self.retired.clone())
+    }
+
+    fn retire_others(&mut self) -> Result<Vec<RetiredRow>, DatapathError> {
+        self.retired.retain(|row| row.sockets > 0);
+        Ok(self.retired.clone())
     }
 
     fn map_usage(&self) -> Result<Vec<MapUsage>, DatapathError> {

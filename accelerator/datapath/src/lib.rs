@@ -25,5 +25,5 @@ pub use self::netns::netns_cookie;
 pub use self::probe::{Probe, ProbeRow, probe};
 pub use self::rows::{
     CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ProgramRow,
-    VerdictRow,
+    RetiredRow, VerdictRow,
 };

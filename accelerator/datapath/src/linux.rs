@@ -9,13 +9,15 @@ mod load;
 mod maps;
 mod mounts;
 mod pins;
+mod succession;
 mod sys;
+mod version;
 
 use std::{os::fd::AsFd, path::Path, time::Duration};
 
 use isthmus_accel_abi::{
     ABI_VERSION, Counter, FlowMode, Histogram, HopStats, PodVerdicts, RULE_PRESENT, Settings,
-    SettingsMode, map, program,
+    SettingsMode, program,
 };
 use isthmus_accel_core::{MapOp, State};
 
@@ -26,15 +28,18 @@ pub use self::{
     kernel_version::KernelVersion,
     load::{LoadOptions, try_programs},
     mounts::{BpfFs, DEFAULT_BPFFS, DEFAULT_PIN_DIR, cgroup_root, ensure_bpffs, is_bpffs},
+    succession::{pin_dirs, pin_root},
+    version::Version,
 };
 use self::{
+    installation::Installation,
     load::Hook,
     maps::{Maps, TypedMap},
     pins::Pins,
 };
 use crate::{
     CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ProgramRow,
-    VerdictRow,
+    RetiredRow, VerdictRow,
 };
 
 /// The pinned programs and maps of the running kernel.
@@ -66,6 +71,21 @@ impl LinuxDatapath {
         Ok(Self { pins, maps })
     }
 
+    /// Loads and attaches what an agent of another version would, for tests of upgrades.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open_or_load`].
+    pub fn load_version(
+        pin_dir: &Path,
+        cgroup_root: &Path,
+        options: &LoadOptions,
+        version: &Version,
+    ) -> Result<(), DatapathError> {
+        ensure_bpffs(pin_dir)?;
+        load::load_version(&Pins::new(pin_dir), cgroup_root, options, version)
+    }
+
     /// Opens what is pinned, with or without an agent that runs.
     ///
     /// # Errors
@@ -74,12 +94,11 @@ impl LinuxDatapath {
     /// other layouts.
     pub fn open_pinned(pin_dir: &Path) -> Result<Self, DatapathError> {
         let pins = Pins::new(pin_dir);
-        if !pins.map(map::SETTINGS).exists() {
+        let Some(found) = Installation::at(pin_dir).abi_version()? else {
             return Err(DatapathError::NotLoaded {
                 path: pin_dir.to_owned(),
             });
-        }
-        let found = Maps::settings(&pins)?.abi_version;
+        };
         if found != ABI_VERSION {
             return Err(DatapathError::OtherAbi {
                 path: pin_dir.to_owned(),
@@ -294,6 +313,14 @@ impl Datapath for LinuxDatapath {
             Self::usage(&maps.verdicts)?,
             Self::usage(&maps.latency)?,
         ])
+    }
+
+    fn retired(&self) -> Result<Vec<RetiredRow>, DatapathError> {
+        succession::rows(self.pins.dir())
+    }
+
+    fn retire_others(&mut self) -> Result<Vec<RetiredRow>, DatapathError> {
+        succession::retire_others(self.pins.dir())
     }
 
     fn sweep(&mut self, older_than: Duration) -> Result<usize, DatapathError> {

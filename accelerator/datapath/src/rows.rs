@@ -79,6 +79,33 @@ pub trait Datapath: fmt::Debug {
     ///
     /// Returns [`DatapathError::Map`] if a map cannot be read or written.
     fn sweep(&mut self, older_than: Duration) -> Result<usize, DatapathError>;
+
+    /// Returns what other versions have loaded beside this one.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if a map cannot be read.
+    fn retired(&self) -> Result<Vec<RetiredRow>, DatapathError>;
+
+    /// Takes new traffic over from every other version beside this one, removes those that serve no
+    /// socket any more, and returns the others. Call it when the pods are loaded, and every few seconds.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Kernel`] or [`DatapathError::Map`] for what could not be taken over or
+    /// removed; calling it again goes on.
+    fn retire_others(&mut self) -> Result<Vec<RetiredRow>, DatapathError>;
+}
+
+/// What another version has loaded, older or newer: it takes nothing new, and goes with its last socket.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RetiredRow {
+    /// The version of its layouts, see [`isthmus_accel_abi::ABI_VERSION`].
+    pub version: u32,
+    /// Where it is pinned.
+    pub pin_dir: PathBuf,
+    /// Sockets that it answers for.
+    pub sockets: usize,
 }
 
 /// Counters of one hop of one sending pod.

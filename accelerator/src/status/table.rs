@@ -30,6 +30,14 @@ pub fn render_table(status: &Status) -> String {
         status.pin_dir.display()
     );
 
+    if !status.other_versions.is_empty() {
+        section(
+            &mut text,
+            "Other versions, until their sockets close",
+            &["VERSION", "SOCKETS", "PINS"],
+            other_versions(status),
+        );
+    }
     section(
         &mut text,
         "Programs",
@@ -90,6 +98,17 @@ pub fn render_table(status: &Status) -> String {
         .map(|(name, count)| vec![(*name).to_owned(), count.to_string()]);
     section(&mut text, "Node", &["EVENT", "COUNT"], counters.collect());
     text
+}
+
+fn other_versions(status: &Status) -> Vec<Vec<String>> {
+    let row = |other: &super::OtherVersion| {
+        vec![
+            other.version.to_string(),
+            other.sockets.to_string(),
+            other.pin_dir.display().to_string(),
+        ]
+    };
+    status.other_versions.iter().map(row).collect()
 }
 
 fn programs(status: &Status) -> Vec<Vec<String>> {

@@ -65,6 +65,11 @@ fn status() -> Status {
 // Pods 1 and 2 have names, pod 3 was loaded by an agent whose roster is lost.
 fn datapath() -> FakeDatapath {
     let mut datapath = FakeDatapath::default();
+    datapath.retired.push(RetiredRow {
+        version: 3,
+        pin_dir: PathBuf::from("/sys/fs/bpf/isthmus/v3"),
+        sockets: 12,
+    });
     for cookie in [3, 1, 2_u8] {
         let netns_cookie = u64::from(cookie);
         datapath.state.apply(&MapOp::PutAddr {

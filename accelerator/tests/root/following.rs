@@ -11,7 +11,7 @@ use isthmus_accel_abi::program;
 use isthmus_accel_core::{MapOp, State};
 use isthmus_accel_datapath::{
     CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ProgramRow,
-    VerdictRow, fake::FakeDatapath,
+    RetiredRow, VerdictRow, fake::FakeDatapath,
 };
 use isthmus_accelerator::{
     run::{Home, read_first, run},
@@ -274,6 +274,14 @@ impl Datapath for SharedFake {
 
     fn map_usage(&self) -> Result<Vec<MapUsage>, DatapathError> {
         self.with(|fake| fake.map_usage())
+    }
+
+    fn retired(&self) -> Result<Vec<RetiredRow>, DatapathError> {
+        self.with(|fake| fake.retired())
+    }
+
+    fn retire_others(&mut self) -> Result<Vec<RetiredRow>, DatapathError> {
+        self.with(FakeDatapath::retire_others)
     }
 
     fn sweep(&mut self, older_than: Duration) -> Result<usize, DatapathError> {

@@ -34,7 +34,7 @@ pub(crate) const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 19, 7,
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Name of the pin directories, in front of the id of the process.
-const PREFIX: &str = "isthmus-test-";
+pub(crate) const PREFIX: &str = "isthmus-test-";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

@@ -51,16 +51,16 @@ fn pinned(pin_dir: &Path, kind: &str, subdir: &str) -> Vec<u64> {
 
 /// What was pinned under a directory, by kind and the kernel's ids.
 #[derive(Debug)]
-struct Objects([(&'static str, Vec<u64>); 3]);
+pub(crate) struct Objects([(&'static str, Vec<u64>); 3]);
 
 impl Objects {
-    fn pinned(pin_dir: &Path) -> Self {
+    pub(crate) fn pinned(pin_dir: &Path) -> Self {
         let kinds = [("prog", "programs"), ("map", "maps"), ("link", "links")];
         Self(kinds.map(|(kind, subdir)| (kind, pinned(pin_dir, kind, subdir))))
     }
 
     /// Those that the kernel still has.
-    fn left(&self) -> Vec<(&'static str, u64)> {
+    pub(crate) fn left(&self) -> Vec<(&'static str, u64)> {
         let left = |(kind, ours): &(&'static str, Vec<u64>)| {
             let (kind, all) = (*kind, ids(kind));
             let left = ours.iter().filter(move |id| all.contains(id));

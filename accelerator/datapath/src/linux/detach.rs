@@ -56,6 +56,15 @@ pub struct DetachReport {
     pub unread: Unread,
 }
 
+impl DetachReport {
+    /// Adds what was found under another directory.
+    pub fn add(&mut self, other: Self) {
+        self.sockets += other.sockets;
+        self.unread.sockets += other.unread.sockets;
+        self.unread.bytes += other.unread.bytes;
+    }
+}
+
 /// Removes programs, links, maps, pins and directories. With nothing there, it does nothing.
 ///
 /// New connections are left alone first; then nothing skips TCP any more; then, bounded, proxies and

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use isthmus_accel_abi::{map, program};
+use isthmus_accel_abi::{SettingsMode, map, program};
 
 use super::{
     maps::RawMap,
@@ -54,6 +54,8 @@ pub struct Unread {
     pub bytes: u64,
 }
 
+const SETTINGS_INDEX: [u8; 4] = [0; 4];
+
 /// What is pinned under one directory, by whichever version.
 #[derive(Debug)]
 pub(crate) struct Installation {
@@ -67,8 +69,41 @@ impl Installation {
         }
     }
 
-    /// Ends what the links of this duty do.
-    pub(crate) fn unhook(&self, duty: Duty) -> Result<(), DatapathError> {
+    /// Reads which version it is of; `None` before an agent has written it.
+    pub(crate) fn abi_version(&self) -> Result<Option<u32>, DatapathError> {
+        let Some(settings) = self.map(map::SETTINGS) else {
+            return Ok(None);
+        };
+        let value = settings.get(&SETTINGS_INDEX)?;
+        let version = value.as_deref().and_then(|value| value.first_chunk());
+        Ok(version
+            .map(|bytes| u32::from_ne_bytes(*bytes))
+            .filter(|version| *version != 0))
+    }
+
+    /// Writes the version and what the programs may do.
+    pub(crate) fn write_settings(
+        &self,
+        abi_version: u32,
+        mode: SettingsMode,
+    ) -> Result<(), DatapathError> {
+        let settings = RawMap::open(&self.pins, map::SETTINGS)?;
+        let mut value = settings.get(&SETTINGS_INDEX)?.unwrap_or_default();
+        // What follows these two fields is another version's, or an option that was switched since.
+        let begin = [
+            abi_version.to_ne_bytes().as_slice(),
+            bytemuck::bytes_of(&mode),
+        ]
+        .concat();
+        if let Some(place) = value.get_mut(..begin.len()) {
+            place.copy_from_slice(&begin);
+        }
+        settings.put(&SETTINGS_INDEX, &value)
+    }
+
+    /// Ends what the links of this duty do; returns how many there were.
+    pub(crate) fn unhook(&self, duty: Duty) -> Result<usize, DatapathError> {
+        let mut count = 0;
         for path in self.links() {
             let facts = sys::open_pinned(&path).and_then(|link| sys::link_facts(link.as_fd()));
             // One that cannot be asked is of no use to anybody.
@@ -76,26 +111,17 @@ impl Installation {
                 continue;
             }
             Pins::unpin(&path)?;
+            count += 1;
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Makes every message go by TCP from here on, and keeps new sockets out of the sockmap.
     pub(crate) fn stop_skipping_tcp(&self) -> Result<(), DatapathError> {
-        // `Settings` begins with the version and the mode, of four bytes each, and the mode 0 is
-        // `REDIRECT_ONLY`.
-        const MODE: std::ops::Range<usize> = 4..8;
-        let Some(settings) = self.map(map::SETTINGS) else {
-            return Ok(());
-        };
-        let index = 0_u32.to_ne_bytes();
-        if let Some(mut value) = settings.get(&index)?
-            && let Some(mode) = value.get_mut(MODE)
-        {
-            mode.fill(0);
-            settings.put(&index, &value)?;
+        match self.abi_version()? {
+            Some(version) => self.write_settings(version, SettingsMode::REDIRECT_ONLY),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Tells whether connections may be between SYN and established.
@@ -112,6 +138,14 @@ impl Installation {
     pub(crate) fn sockets(&self) -> Result<usize, DatapathError> {
         Ok(match self.map(map::SOCKETS) {
             Some(sockets) => sockets.keys()?.len(),
+            None => 0,
+        })
+    }
+
+    /// Counts the sockets that its programs still answer for.
+    pub(crate) fn live_sockets(&self) -> Result<usize, DatapathError> {
+        Ok(match self.map(map::ENDS) {
+            Some(ends) => ends.keys()?.len(),
             None => 0,
         })
     }
@@ -158,7 +192,11 @@ impl Installation {
     }
 
     fn links(&self) -> Vec<PathBuf> {
-        files_under(&self.pins.links())
+        self.pins
+            .link_dirs()
+            .iter()
+            .flat_map(|dir| files_under(dir))
+            .collect()
     }
 
     fn map(&self, name: &'static str) -> Option<RawMap> {

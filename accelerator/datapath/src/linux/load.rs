@@ -18,15 +18,14 @@ use isthmus_accel_abi::{ABI_VERSION, FlowMode, Settings, SettingsMode, map, prog
 
 use super::{
     btf::KernelOffsets,
+    installation::Installation,
     kernel_version::KernelVersion,
-    maps::{Maps, TypedMap},
+    maps::{Maps, RawMap},
     pins::Pins,
     sys::{self, AttachType},
+    version::Version,
 };
 use crate::{DatapathError, defects::check_sockmap};
-
-/// The programs, as `cargo xtask ebpf` built them.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/isthmus.bpf.o");
 
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -92,10 +91,28 @@ pub(crate) fn load(
     cgroup_root: &Path,
     options: &LoadOptions,
 ) -> Result<Maps, DatapathError> {
+    load_version(pins, cgroup_root, options, &Version::built_in())?;
+    Maps::open(pins)
+}
+
+/// As [`load`], of whichever version.
+pub(crate) fn load_version(
+    pins: &Pins,
+    cgroup_root: &Path,
+    options: &LoadOptions,
+    version: &Version,
+) -> Result<(), DatapathError> {
     pins.make_dirs()?;
-    let is_whole = map::ALL.iter().all(|name| pins.map(name).exists());
-    if pins.map(map::SETTINGS).exists() {
-        check_version(pins)?;
+    let is_whole = version.maps.iter().all(|name| pins.map(name).exists());
+    let installation = Installation::at(pins.dir());
+    if let Some(found) = installation.abi_version()?
+        && found != version.abi_version
+    {
+        return Err(DatapathError::OtherAbi {
+            path: pins.dir().to_owned(),
+            found,
+            expected: version.abi_version,
+        });
     }
 
     let cgroup = File::open(cgroup_root).map_err(|source| DatapathError::Kernel {
@@ -103,35 +120,28 @@ pub(crate) fn load(
         source,
     })?;
     let offsets = KernelOffsets::of_running_kernel()?;
-    let mut object = load_object(pins, options, &offsets)?;
-    let maps = Maps::open(pins)?;
+    let mut object = load_object(pins, options, &offsets, version)?;
     let mode = allowed_mode(options.mode, &offsets);
-    let settings = Settings {
-        abi_version: ABI_VERSION,
-        mode,
-        flows: options.flows,
-    };
-    maps.settings.put(&0, &settings)?;
+    if version.abi_version == ABI_VERSION {
+        // Fails, before anything is attached to them, if they have other layouts under the right names.
+        let maps = Maps::open(pins)?;
+        let settings = Settings {
+            abi_version: ABI_VERSION,
+            mode,
+            flows: options.flows,
+        };
+        maps.settings.put(&0, &settings)?;
+    } else {
+        installation.write_settings(version.abi_version, mode)?;
+    }
 
-    for name in [program::PARKED].into_iter().chain(program::ALL) {
+    let sockets = RawMap::open(pins, map::SOCKETS)?;
+    for name in version.programs.iter().copied() {
         let fresh = load_program(&mut object, name)?;
         let running = settle(pins, name, &fresh, is_whole)?;
-        attach(pins, name, running.as_fd(), cgroup.as_fd(), &maps.sockets)?;
+        attach(pins, name, running.as_fd(), cgroup.as_fd(), sockets.fd())?;
     }
-    Ok(maps)
-}
-
-fn check_version(pins: &Pins) -> Result<(), DatapathError> {
-    let found = Maps::settings(pins)?.abi_version;
-    // Zero: an agent died between making the map and writing it.
-    if found == ABI_VERSION || found == 0 {
-        return Ok(());
-    }
-    Err(DatapathError::OtherAbi {
-        path: pins.dir().to_owned(),
-        found,
-        expected: ABI_VERSION,
-    })
+    Ok(())
 }
 
 /// Without the fields the latch cannot know what it must, and below its floor the kernel's sockmap has
@@ -148,8 +158,9 @@ fn allowed_mode(wanted: SettingsMode, offsets: &KernelOffsets) -> SettingsMode {
 /// Loads every program once and forgets it; returns the kernel's refusal of each.
 #[must_use]
 pub fn try_programs(offsets: &KernelOffsets) -> Vec<(&'static str, Option<String>)> {
-    let mut loader = loader(offsets);
-    let mut object = match loader.load(OBJECT) {
+    let version = Version::built_in();
+    let mut loader = loader(offsets, &version);
+    let mut object = match loader.load(&version.object) {
         Ok(object) => object,
         Err(error) => {
             let reason = format!("the maps cannot be made: {}", last_cause(&error));
@@ -160,11 +171,7 @@ pub fn try_programs(offsets: &KernelOffsets) -> Vec<(&'static str, Option<String
         Ok(_) => (name, None),
         Err(error) => (name, Some(last_cause(&error))),
     };
-    [program::PARKED]
-        .into_iter()
-        .chain(program::ALL)
-        .map(refusal)
-        .collect()
+    version.programs.iter().copied().map(refusal).collect()
 }
 
 // The first line: the verifier's log is for whoever changes the programs.
@@ -181,11 +188,13 @@ fn last_cause(error: &dyn std::error::Error) -> String {
         .to_owned()
 }
 
-fn loader(offsets: &KernelOffsets) -> EbpfLoader<'_> {
+fn loader<'a>(offsets: &'a KernelOffsets, version: &Version) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
+    // Another version may not ask for all of them.
+    let must_exist = version.abi_version == ABI_VERSION;
     for (name, offset) in offsets.globals() {
-        loader.override_global(name, offset, true);
+        loader.override_global(name, offset, must_exist);
     }
     loader
 }
@@ -194,17 +203,20 @@ fn load_object(
     pins: &Pins,
     options: &LoadOptions,
     offsets: &KernelOffsets,
+    version: &Version,
 ) -> Result<Ebpf, DatapathError> {
-    let mut loader = loader(offsets);
+    let mut loader = loader(offsets, version);
     for (name, max_entries) in &options.max_entries {
         loader.map_max_entries(name, *max_entries);
     }
-    for name in map::ALL {
+    for name in &version.maps {
         loader.map_pin_path(name, pins.map(name));
     }
-    loader.load(OBJECT).map_err(|source| DatapathError::Load {
-        source: Box::new(source),
-    })
+    loader
+        .load(&version.object)
+        .map_err(|source| DatapathError::Load {
+            source: Box::new(source),
+        })
 }
 
 /// Loads one program into the kernel and returns its descriptor.
@@ -268,7 +280,7 @@ fn attach(
     name: &'static str,
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
-    sockets: &TypedMap<isthmus_accel_abi::SockKey, u32>,
+    sockets: BorrowedFd<'_>,
 ) -> Result<(), DatapathError> {
     let failed = |source| DatapathError::Kernel {
         action: format!("attaching {name} to {}", Hook::of(name).name()),
@@ -277,7 +289,7 @@ fn attach(
     match Hook::of(name) {
         Hook::None => Ok(()),
         // Replaces; the sockets that are in the map keep the program that they came in with.
-        Hook::Sockmap(hook) => sys::attach_to_map(program, sockets.fd(), hook).map_err(failed),
+        Hook::Sockmap(hook) => sys::attach_to_map(program, sockets, hook).map_err(failed),
         Hook::Cgroup(hook) => {
             let path = pins.link(name);
             if let Ok(link) = sys::open_pinned(&path) {

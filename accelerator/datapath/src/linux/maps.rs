@@ -166,6 +166,10 @@ impl RawMap {
         Ok(Self { name, fd, facts })
     }
 
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, DatapathError> {
         let mut value = vec![0; self.facts.value_size_bytes as usize];
         let is_there = sys::map_lookup(self.fd.as_fd(), key, &mut value)
@@ -251,11 +255,6 @@ impl Maps {
             counters: TypedMap::open(pins, map::COUNTERS)?,
             settings: TypedMap::open(pins, map::SETTINGS)?,
         })
-    }
-
-    pub(crate) fn settings(pins: &Pins) -> Result<Settings, DatapathError> {
-        let settings = TypedMap::<u32, Settings>::open(pins, map::SETTINGS)?;
-        Ok(settings.get(&0)?.unwrap_or_default())
     }
 
     pub(crate) fn counter(&self, counter: Counter) -> Result<u64, DatapathError> {

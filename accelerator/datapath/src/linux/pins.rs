@@ -45,8 +45,16 @@ impl Pins {
         self.dir.join("links").join(name)
     }
 
-    pub(crate) fn links(&self) -> PathBuf {
-        self.dir.join("links")
+    /// Directories that hold links: all but two, whatever a version calls them.
+    pub(crate) fn link_dirs(&self) -> Vec<PathBuf> {
+        let is_other = |path: &PathBuf| path.ends_with("maps") || path.ends_with("programs");
+        fs::read_dir(&self.dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_dir() && !is_other(path))
+            .collect()
     }
 
     pub(crate) fn make_dirs(&self) -> Result<(), DatapathError> {
@@ -78,9 +86,9 @@ impl Pins {
             remove_dir(&self.dir.join(name))?;
         }
         remove_dir(&self.dir)?;
-        // `<bpffs>/isthmus` may hold another version's directory, or not be ours at all.
+        // The parent may hold another version's directory.
         if let Some(parent) = self.dir.parent()
-            && parent.file_name().is_some_and(|name| name == "isthmus")
+            && super::succession::version_of(&self.dir).is_some()
         {
             let _is_still_used = fs::remove_dir(parent);
         }

@@ -1,0 +1,305 @@
+//! Versions side by side: whichever agent starts last takes what is new, and the others serve what they
+//! have, down to the last unread byte, and go.
+
+use std::{
+    borrow::Cow,
+    fs,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use isthmus_accel_abi::{ABI_VERSION, PodConfig, PodFlags, SettingsMode, map, v4_mapped};
+use isthmus_accel_core::MapOp;
+use isthmus_accel_datapath::{
+    Datapath as _, RetiredRow,
+    linux::{DEFAULT_BPFFS, LinuxDatapath, LoadOptions, Patience, Version, cgroup_root},
+};
+
+use crate::{
+    fixture::{APP, Fixture, PREFIX, PROXY, Pod, VIP, original_dst, take_out, wait_until},
+    lifecycle::Objects,
+};
+
+const OUTBOUND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15_001);
+const UNREAD: usize = 10_000;
+
+/// The objects that the releases of other versions were built with.
+fn other_versions() -> [Version; 2] {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/accelerator");
+    let object = fs::read(dir.join("isthmus-v1.bpf.o")).expect("it is in the repository");
+    let older = Version {
+        abi_version: 1,
+        maps: vec![
+            "PODS",
+            "POD_ADDRS",
+            "PORT_RULES",
+            "CIDR_RULES",
+            "HANDSHAKES",
+            "ORIG_DST_BY_TUPLE",
+            "SOCKET_STATE",
+            "ENDS",
+            "SOCKETS",
+            "HOP_STATS",
+            "COUNTERS",
+            "SETTINGS",
+        ],
+        object: Cow::Owned(object),
+        programs: vec![
+            "isthmus_parked",
+            "isthmus_skmsg",
+            "isthmus_sockops",
+            "isthmus_getsockopt",
+            "isthmus_getpeername4",
+            "isthmus_connect4",
+        ],
+    };
+    // Nobody has written it yet: what is known of it is what all versions have in common.
+    let newer = Version {
+        abi_version: ABI_VERSION + 1,
+        ..Version::built_in()
+    };
+    [older, newer]
+}
+
+/// Directories of versions side by side, taken out again when it is dropped.
+struct Versions {
+    root: PathBuf,
+}
+
+impl Versions {
+    fn new(name: &str) -> Self {
+        let root = Path::new(DEFAULT_BPFFS).join(format!("{PREFIX}{}-{name}", std::process::id()));
+        Self { root }
+    }
+
+    fn dir(&self, abi_version: u32) -> PathBuf {
+        self.root.join(format!("v{abi_version}"))
+    }
+
+    /// Does what an agent of that version does, up to its pods.
+    fn install(&self, version: &Version, pod: &Pod) {
+        let dir = self.dir(version.abi_version);
+        let cgroup = cgroup_root().expect("cgroup v2 is mounted");
+        LinuxDatapath::load_version(&dir, &cgroup, &options(), version).expect("it can be loaded");
+        let config = if version.abi_version == 1 {
+            // User, group, everything captured both ways, and the ports of the listeners.
+            let words = [1337_u32, 1337, 3].map(u32::to_ne_bytes).concat();
+            let ports = [15_001_u16, 15_006].map(u16::to_be_bytes).concat();
+            [words, ports].concat()
+        } else {
+            bytemuck::bytes_of(&config()).to_vec()
+        };
+        put(&dir, map::PODS, &pod.cookie.to_ne_bytes(), &config);
+        let addr = v4_mapped(pod.addr.octets());
+        put(&dir, map::POD_ADDRS, &addr, &pod.cookie.to_ne_bytes());
+    }
+
+    /// Starts the agent's datapath beside whatever is there.
+    fn open(&self, pod: &Pod) -> LinuxDatapath {
+        let mut datapath = Fixture::open(&self.dir(ABI_VERSION), &options());
+        let netns_cookie = pod.cookie;
+        for op in [
+            MapOp::PutPod {
+                netns_cookie,
+                config: config(),
+            },
+            MapOp::PutAddr {
+                addr: v4_mapped(pod.addr.octets()),
+                netns_cookie,
+            },
+        ] {
+            datapath.apply(&op).expect("there is room");
+        }
+        datapath
+    }
+}
+
+impl Drop for Versions {
+    fn drop(&mut self) {
+        for dir in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let _ = take_out(&dir.path(), &Patience::NONE);
+        }
+    }
+}
+
+fn config() -> PodConfig {
+    let config = PodConfig::istio_default();
+    let flags = config.flags.with(PodFlags::APP_WRITES);
+    PodConfig { flags, ..config }
+}
+
+fn options() -> LoadOptions {
+    LoadOptions {
+        mode: SettingsMode::SOCKMAP,
+        ..LoadOptions::default()
+    }
+}
+
+/// Writes into a map whose layout only another version knows.
+fn put(dir: &Path, map: &str, key: &[u8], value: &[u8]) {
+    let hex = |bytes: &[u8]| {
+        let words = bytes.iter().map(|byte| format!("{byte:02x}"));
+        words.collect::<Vec<_>>()
+    };
+    let status = Command::new("bpftool")
+        .args(["map", "update", "pinned"])
+        .arg(dir.join("maps").join(map))
+        .args(["key", "hex"])
+        .args(hex(key))
+        .args(["value", "hex"])
+        .args(hex(value))
+        .status();
+    assert!(
+        status.expect("bpftool is installed").success(),
+        "{map} of {}",
+        dir.display()
+    );
+}
+
+/// A connection of the application with unread bytes at its proxy.
+struct Idle {
+    app: TcpStream,
+    proxy: TcpStream,
+}
+
+impl Idle {
+    fn open(pod: &Pod, listener: &TcpListener) -> Self {
+        let mut app = pod.connect(APP, VIP).expect("the proxy listens");
+        let (proxy, _) = listener.accept().expect("it is redirected");
+        assert_eq!(original_dst(&proxy).expect("it was redirected"), VIP);
+        app.write_all(&[7; UNREAD]).expect("there is room");
+        Self { app, proxy }
+    }
+
+    fn check_both_ends(&self) {
+        assert_eq!(original_dst(&self.proxy).expect("it was redirected"), VIP);
+        let dialled = self.app.peer_addr().expect("it is connected");
+        assert_eq!(dialled, VIP.into(), "what the application dialled");
+    }
+
+    /// Reads what was written before, and what comes behind it.
+    fn finish(mut self) {
+        self.app.write_all(b"end").expect("it is connected");
+        drop(self.app);
+        let mut bytes = Vec::new();
+        self.proxy.read_to_end(&mut bytes).expect("nothing is lost");
+        assert_eq!(bytes, [&[7; UNREAD][..], b"end"].concat());
+    }
+}
+
+#[test]
+fn another_version_is_taken_over_from_without_losing_a_byte() {
+    for other in other_versions() {
+        let name = other.abi_version;
+        let pod = Pod::alone([198, 18, 0, 1]);
+        let versions = Versions::new(&format!("from-{name}"));
+        versions.install(&other, &pod);
+        let listener = pod.listen(PROXY, OUTBOUND);
+        let before = Idle::open(&pod, &listener);
+        let other_dir = versions.dir(other.abi_version);
+        let theirs = Objects::pinned(&other_dir);
+
+        let mut datapath = versions.open(&pod);
+        before.check_both_ends();
+        let both = Idle::open(&pod, &listener);
+        both.check_both_ends();
+
+        let retired = datapath.retire_others().expect("it can be taken over");
+        let row = |sockets| RetiredRow {
+            version: other.abi_version,
+            pin_dir: other_dir.clone(),
+            sockets,
+        };
+        assert_eq!(
+            datapath.retired().expect("it can be read"),
+            retired,
+            "{name}"
+        );
+        assert_eq!(retired.len(), 1, "{name}: {retired:?}");
+        before.check_both_ends();
+        both.check_both_ends();
+        let after = Idle::open(&pod, &listener);
+        let sockets = retired[0].sockets;
+        assert!(sockets >= 2, "{name}: {sockets}");
+        for _ in 0..3 {
+            let retired = datapath.retire_others().expect("again");
+            assert_eq!(retired, [row(sockets)], "{name}: it serves what it has");
+        }
+
+        before.check_both_ends();
+        before.finish();
+        both.finish();
+        wait_until("the other version goes with its last socket", || {
+            let retired = datapath.retire_others().expect("it can be removed");
+            retired.is_empty()
+        });
+        assert!(!other_dir.exists(), "{name}");
+        wait_until("the kernel has let go", || theirs.left().is_empty());
+        after.check_both_ends();
+        after.finish();
+        let programs = datapath.programs().expect("they can be listed");
+        assert!(programs.iter().all(|row| row.is_attached), "{programs:?}");
+    }
+}
+
+#[test]
+fn an_agent_that_is_killed_while_it_takes_over_is_followed_by_one_that_finishes() {
+    let [_, newer] = other_versions();
+    let pod = Pod::alone([198, 18, 0, 1]);
+    let versions = Versions::new("killed");
+    versions.install(&newer, &pod);
+    let listener = pod.listen(PROXY, OUTBOUND);
+    let idle = Idle::open(&pod, &listener);
+    drop(versions.open(&pod));
+
+    // The one that was killed had loaded its own, and no more. The next one is of the other version,
+    // which takes over in the same way; then this one comes back.
+    let mut datapath = versions.open(&pod);
+    assert_eq!(datapath.retire_others().expect("it works").len(), 1);
+    versions.install(&newer, &pod);
+    let again = Idle::open(&pod, &listener);
+    let mut datapath = versions.open(&pod);
+    assert_eq!(datapath.retire_others().expect("it works").len(), 1);
+    idle.check_both_ends();
+    again.check_both_ends();
+    idle.finish();
+    again.finish();
+    wait_until("the other version is gone", || {
+        let retired = datapath.retire_others().expect("it can be removed");
+        retired.is_empty()
+    });
+}
+
+#[test]
+fn a_map_of_another_layout_is_refused_and_what_runs_goes_on() {
+    let pod = Pod::alone([198, 18, 0, 1]);
+    let mut fixture = Fixture::load();
+    fixture.add_pod(&pod);
+    let programs = fixture.datapath.programs().expect("they can be listed");
+    let path = fixture.pin_dir.join("maps").join(map::HANDSHAKES);
+    fs::remove_file(&path).expect("it is pinned");
+    let status = Command::new("bpftool")
+        .args(["map", "create"])
+        .arg(&path)
+        .args(["type", "hash", "key", "8", "value", "4", "entries", "7"])
+        .args(["name", "HANDSHAKES"])
+        .status();
+    assert!(status.expect("bpftool is installed").success());
+
+    let cgroup = cgroup_root().expect("cgroup v2 is mounted");
+    let error = LinuxDatapath::open_or_load(&fixture.pin_dir, &cgroup, &fixture.options)
+        .expect_err("nothing fits into that map");
+    let chain = crate::fixture::chain(&error);
+    assert!(
+        chain.contains("HANDSHAKES") && chain.contains("detach"),
+        "{chain}"
+    );
+    assert_eq!(
+        fixture.datapath.programs().expect("they can be listed"),
+        programs
+    );
+    let listener = pod.listen(PROXY, OUTBOUND);
+    Idle::open(&pod, &listener).finish();
+}
