@@ -225,9 +225,10 @@ impl Pod {
     /// Makes two pods with a cable between them.
     pub(crate) fn pair() -> (Self, Self) {
         let (a, b) = (Self::new([198, 18, 0, 1]), Self::new([198, 18, 0, 2]));
-        let peer = format!("/proc/{}/fd/{}", std::process::id(), b.netns.as_raw_fd());
+        let peer = b.path();
+        let peer = peer.to_str().expect("a number in /proc");
         a.ip(&[
-            "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &peer,
+            "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", peer,
         ]);
         for pod in [&a, &b] {
             pod.ip(&["addr", "add", &format!("{}/24", pod.addr), "dev", "eth0"]);
@@ -235,6 +236,12 @@ impl Pod {
             pod.ip(&["route", "add", "default", "dev", "eth0"]);
         }
         (a, b)
+    }
+
+    /// A file of the namespace, for as long as this pod is there.
+    pub(crate) fn path(&self) -> PathBuf {
+        let fd = self.netns.as_raw_fd();
+        format!("/proc/{}/fd/{fd}", std::process::id()).into()
     }
 
     pub(crate) fn ip(&self, args: &[&str]) {

@@ -1,0 +1,100 @@
+//! Rows I1 to I8, and T1: what arrives at a pod.
+
+use crate::net::{Addr, NO_MAPPED, Place};
+use crate::row::{Row, app, arriving, proxy, row};
+
+const FORWARDED: &str =
+    "what a virtual machine sends is forwarded: no socket of this node dials or takes it";
+
+pub(crate) fn rows() -> Vec<Row> {
+    [interfaces(), ports()].into_iter().flatten().collect()
+}
+
+fn interfaces() -> Vec<Row> {
+    vec![
+        row("I1: an excluded interface is captured neither way")
+            .annotation("excludeInterfaces", "eth1")
+            .dials([
+                arriving(Addr::PodByEth1, 8080).is_direct(),
+                arriving(Addr::Pod, 8080).is_inbound(),
+                app(Addr::BehindEth1, 80).is_direct(),
+                app(Addr::Vip, 80).is_outbound(),
+            ]),
+        row("I2: what a virtual machine sends is outbound traffic of its pod")
+            .annotation("kubevirtInterfaces", "k6t0")
+            .never_alone(FORWARDED)
+            .dials([
+                app(Addr::Vip, 80)
+                    .from(Place::Vm)
+                    .only(NO_MAPPED)
+                    .is_outbound(),
+                app(Addr::Vip, 80).is_outbound(),
+                arriving(Addr::Pod, 8080).is_inbound(),
+            ]),
+        row("I2: by the other annotation, and by range")
+            .annotation("istio.io/reroute-virtual-interfaces", "k6t0")
+            .annotation("includeOutboundIPRanges", "198.19.7.0/24,fd19:7::/32")
+            .never_alone(FORWARDED)
+            .dials([
+                app(Addr::Vip, 80)
+                    .from(Place::Vm)
+                    .only(NO_MAPPED)
+                    .is_outbound(),
+                app(Addr::OtherRange, 80)
+                    .from(Place::Vm)
+                    .only(NO_MAPPED)
+                    .is_direct(),
+            ]),
+    ]
+}
+
+fn ports() -> Vec<Row> {
+    vec![
+        row("I3: the tunnel is never captured").dials([arriving(Addr::Pod, 15008).is_direct()]),
+        row("I3: not even if its port is listed")
+            .annotation("includeInboundPorts", "15008,8080")
+            .dials([
+                arriving(Addr::Pod, 15008).is_direct(),
+                arriving(Addr::Pod, 8080).is_inbound(),
+            ]),
+        row("I4: excluded ports, the sidecar's own among them")
+            .annotation("excludeInboundPorts", ", 9090")
+            .annotation("status.sidecar.istio.io/port", "15099")
+            .dials([
+                arriving(Addr::Pod, 9090).is_direct(),
+                arriving(Addr::Pod, 15020).is_direct(),
+                arriving(Addr::Pod, 15021).is_direct(),
+                arriving(Addr::Pod, 15090).is_direct(),
+                arriving(Addr::Pod, 15099).is_direct(),
+                arriving(Addr::Pod, 8080).is_inbound(),
+            ]),
+        row("I5: everything else").dials([
+            arriving(Addr::Pod, 8080).is_inbound(),
+            arriving(Addr::Pod, 443).is_inbound(),
+            arriving(Addr::PodByEth1, 8080).is_inbound(),
+            proxy(Addr::Peer, 8080).is_inbound_at_peer(),
+            app(Addr::Peer, 8080).is_outbound(),
+            proxy(Addr::Pod, 8080).from(Place::Peer).is_inbound(),
+            app(Addr::Pod, 8080).from(Place::Peer).is_outbound_at_peer(),
+        ]),
+        row("I6: listed ports only; exclusions do not count")
+            .annotation("includeInboundPorts", "8080, 9300")
+            .annotation("excludeInboundPorts", "8080")
+            .dials([
+                arriving(Addr::Pod, 8080).is_inbound(),
+                arriving(Addr::Pod, 9300).is_inbound(),
+                arriving(Addr::Pod, 9090).is_direct(),
+            ]),
+        row("I7: an empty list captures nothing")
+            .annotation("includeInboundPorts", "")
+            .dials([
+                arriving(Addr::Pod, 8080).is_direct(),
+                proxy(Addr::Pod, 8080).from(Place::Peer).is_direct(),
+                app(Addr::Vip, 80).is_outbound(),
+            ]),
+        row("I8: datagrams are never captured").dials([
+            arriving(Addr::Pod, 8080).udp().is_direct(),
+            arriving(Addr::Pod, 8080).udp_unconnected().is_direct(),
+        ]),
+    ]
+}
