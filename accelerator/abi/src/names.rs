@@ -6,7 +6,7 @@ pub const ABI_VERSION: u32 = 2;
 /// Names of the maps: symbols in the object and file names under the pin directory.
 ///
 /// What an agent needs to know of another version, to take over from it or to remove it, stays the same
-/// in every version: the names `PODS`, `ORIG_DST_BY_TUPLE`, `ENDS`, `SOCKETS` and `SETTINGS`; that `ENDS`
+/// in every version: the names `PODS`, `ORIG_DST_BY_TUPLE`, `SOCKET_STATE`, `ENDS`, `SOCKETS` and `SETTINGS`; that `ENDS`
 /// and `SOCKETS` have the same keys, and that such a key is what [`program::PARKED`] is run with; and
 /// how [`crate::Settings`] begins.
 pub mod map {
@@ -94,6 +94,11 @@ pub mod program {
 
     /// Attached nowhere; run by the agent to ask how many bytes lie unread at a socket. Linux 5.10.
     pub const PARKED: &str = "isthmus_parked";
+    /// Attached nowhere; run by the agent to count the sockets that have a state. Linux 5.9.
+    pub const LIVE: &str = "isthmus_live";
+
+    /// Every program that the agent runs.
+    pub const ON_DEMAND: [&str; 2] = [PARKED, LIVE];
 
     /// Every attached program, in the order in which they are attached.
     pub const ALL: [&str; 11] = [

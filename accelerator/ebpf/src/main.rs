@@ -20,6 +20,7 @@ mod getpeername;
 mod getsockopt;
 mod kernel;
 mod latch;
+mod live;
 mod maps;
 mod owner;
 mod parked;

@@ -142,7 +142,13 @@ fn nothing_is_left_after_a_detach() {
     let pin_dir = fixture.pin_dir.clone();
     let ours = Objects::pinned(&pin_dir);
     let counts = ours.0.each_ref().map(|(_, ids)| ids.len());
-    assert_eq!(counts[..2], [program::ALL.len() + 1, map::ALL.len()]);
+    assert_eq!(
+        counts[..2],
+        [
+            program::ALL.len() + program::ON_DEMAND.len(),
+            map::ALL.len()
+        ]
+    );
     assert!(counts[2] > 0, "there are links");
 
     take_out(&pin_dir, &Patience::default()).expect("it can be removed");

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -142,11 +142,27 @@ impl Installation {
         })
     }
 
-    /// Counts the sockets that its programs still answer for.
-    pub(crate) fn live_sockets(&self) -> Result<usize, DatapathError> {
-        Ok(match self.map(map::ENDS) {
-            Some(ends) => ends.keys()?.len(),
-            None => 0,
+    /// Counts the sockets that its programs still answer for, with the program [`program::LIVE`] of
+    /// whichever version.
+    pub(crate) fn live_sockets(&self, counter: BorrowedFd<'_>) -> Result<usize, DatapathError> {
+        let Some(states) = self.map(map::SOCKET_STATE) else {
+            return Ok(0);
+        };
+        let marks = sys::iterate_map(counter, states.fd());
+        marks
+            .map(|marks| marks.len())
+            .map_err(|source| DatapathError::Kernel {
+                action: format!("running {}", program::LIVE),
+                source,
+            })
+    }
+
+    /// Opens one of its programs.
+    pub(crate) fn program(&self, name: &str) -> Result<OwnedFd, DatapathError> {
+        let path = self.pins.program(name);
+        sys::open_pinned(&path).map_err(|source| DatapathError::Kernel {
+            action: format!("opening {}", path.display()),
+            source,
         })
     }
 
@@ -158,7 +174,7 @@ impl Installation {
         let (Some(sockets), Some(ends)) = (self.map(map::SOCKETS), self.map(map::ENDS)) else {
             return Ok(unread);
         };
-        let Some(parked) = self.parked_program() else {
+        let Ok(parked) = self.program(program::PARKED) else {
             return Ok(unread);
         };
         for key in sockets.keys()? {
@@ -208,10 +224,6 @@ impl Installation {
             Some(map) => map.has_entries(),
             None => Ok(false),
         }
-    }
-
-    fn parked_program(&self) -> Option<OwnedFd> {
-        sys::open_pinned(&self.pins.program(program::PARKED)).ok()
     }
 }
 

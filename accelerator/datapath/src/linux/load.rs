@@ -6,12 +6,13 @@
 
 use std::{
     fs::File,
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Btf, Ebpf, EbpfLoader,
     programs::{Program, ProgramError, ProgramFd},
 };
 use isthmus_accel_abi::{ABI_VERSION, FlowMode, Settings, SettingsMode, map, program};
@@ -26,6 +27,9 @@ use super::{
     version::Version,
 };
 use crate::{DatapathError, defects::check_sockmap};
+
+/// How often a program is offered to a verifier that is interrupted; as libbpf.
+const LOAD_ATTEMPTS: u32 = 5;
 
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -226,12 +230,24 @@ fn load_program(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, Datapa
         .ok_or_else(|| DatapathError::Object {
             detail: format!("it has no program {name}"),
         })?;
-    load_by_type(program)
-        .and_then(|fd| Ok(fd.as_fd().try_clone_to_owned()?))
-        .map_err(|source| DatapathError::Program {
-            program: name,
-            source: Box::new(source),
-        })
+    let mut attempts = LOAD_ATTEMPTS;
+    let loaded = loop {
+        attempts -= 1;
+        match load_by_type(program) {
+            Err(error) if attempts > 0 && is_interrupted(&error) => {}
+            loaded => break loaded.and_then(|fd| Ok(fd.as_fd().try_clone_to_owned()?)),
+        }
+    };
+    loaded.map_err(|source| DatapathError::Program {
+        program: name,
+        source: Box::new(source),
+    })
+}
+
+// The verifier gives up whenever a signal is on its way to the thread.
+fn is_interrupted(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. }
+        if io_error.kind() == io::ErrorKind::WouldBlock)
 }
 
 #[expect(
@@ -245,6 +261,7 @@ fn load_by_type(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
         Program::SockOps(program) => program.load()?,
         Program::SkMsg(program) => program.load()?,
         Program::SchedClassifier(program) => program.load()?,
+        Program::Iter(program) => program.load("bpf_sk_storage_map", &Btf::from_sys_fs()?)?,
         _ => return Err(ProgramError::UnexpectedProgramType),
     }
     program.fd()

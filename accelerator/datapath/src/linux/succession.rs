@@ -13,8 +13,11 @@
 
 use std::{
     fs,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
+
+use isthmus_accel_abi::program;
 
 use super::installation::{Duty, Installation};
 use crate::{DatapathError, RetiredRow};
@@ -63,24 +66,32 @@ pub(crate) fn version_of(dir: &Path) -> Option<u32> {
 
 /// Says what other versions still serve.
 pub(crate) fn rows(pin_dir: &Path) -> Result<Vec<RetiredRow>, DatapathError> {
-    others(pin_dir)
-        .into_iter()
-        .map(|(version, pin_dir)| {
-            let installation = Installation::at(&pin_dir);
-            Ok(RetiredRow {
-                version,
-                sockets: installation.live_sockets()?,
-                pin_dir,
-            })
+    let others = others(pin_dir);
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
+    let counter = Installation::at(pin_dir).program(program::LIVE)?;
+    let row = |(version, pin_dir): (u32, PathBuf)| {
+        let sockets = Installation::at(&pin_dir).live_sockets(counter.as_fd())?;
+        Ok(RetiredRow {
+            version,
+            pin_dir,
+            sockets,
         })
-        .collect()
+    };
+    others.into_iter().map(row).collect()
 }
 
 /// Takes new traffic away from every other version, removes those that serve nobody any more, and
 /// returns the rest. Doing it again goes on from where an agent was killed.
 pub(crate) fn retire_others(pin_dir: &Path) -> Result<Vec<RetiredRow>, DatapathError> {
+    let others = others(pin_dir);
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
+    let counter = Installation::at(pin_dir).program(program::LIVE)?;
     let mut left = Vec::new();
-    for (version, pin_dir) in others(pin_dir) {
+    for (version, pin_dir) in others {
         let installation = Installation::at(&pin_dir);
         // Before anything else, and each time: an older agent may have been started and killed since.
         let was_active = installation.unhook(Duty::NewTraffic)? > 0;
@@ -90,7 +101,7 @@ pub(crate) fn retire_others(pin_dir: &Path) -> Result<Vec<RetiredRow>, DatapathE
         if is_settled {
             installation.release_drained()?;
         }
-        let sockets = installation.live_sockets()?;
+        let sockets = installation.live_sockets(counter.as_fd())?;
         if is_settled && sockets == 0 {
             installation.remove()?;
         } else {

@@ -2,8 +2,9 @@
 
 use std::{
     ffi::CString,
-    io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    fs::File,
+    io::{self, Read as _},
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     os::unix::ffi::OsStrExt,
     path::Path,
 };
@@ -22,6 +23,7 @@ const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
+const ITER_CREATE: libc::c_int = 33;
 
 /// `enum bpf_attach_type` of Linux, `include/uapi/linux/bpf.h`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,6 +38,7 @@ pub(crate) enum AttachType {
     CgroupUdp4Recvmsg = 19,
     CgroupUdp6Recvmsg = 20,
     CgroupGetsockopt = 21,
+    TraceIter = 28,
     CgroupInet4Getpeername = 29,
     CgroupInet6Getpeername = 30,
 }
@@ -86,6 +89,18 @@ struct ObjAttr {
 #[repr(C)]
 struct FourWords {
     words: [u32; 4],
+}
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct IterLinkAttr {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    iter_info: u64,
+    iter_info_len: u32,
+    pad: u32,
 }
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -263,6 +278,29 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         words: [raw(link), raw(program), 0, 0],
     };
     bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Runs an iterator program over the elements of a map; returns what it has written.
+pub(crate) fn iterate_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    // `union bpf_iter_link_info`, of which a map needs the first word.
+    let target = [raw(map)];
+    let mut attr = IterLinkAttr {
+        prog_fd: raw(program),
+        target_fd: 0,
+        attach_type: AttachType::TraceIter as u32,
+        flags: 0,
+        iter_info: address(&target),
+        iter_info_len: u32::try_from(size_of_val(&target)).map_err(io::Error::other)?,
+        pad: 0,
+    };
+    let link = bpf(LINK_CREATE, &mut attr).map(owned)?;
+    let mut attr = FourWords {
+        words: [raw(link.as_fd()), 0, 0, 0],
+    };
+    let mut file = File::from(bpf(ITER_CREATE, &mut attr).map(owned)?);
+    let mut written = Vec::new();
+    file.read_to_end(&mut written)?;
+    Ok(written)
 }
 
 /// Asks which programs are attached to a map. Linux 5.20 for sockmaps.

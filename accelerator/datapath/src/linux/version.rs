@@ -28,7 +28,7 @@ impl Version {
             abi_version: ABI_VERSION,
             maps: map::ALL.into(),
             object: Cow::Borrowed(OBJECT),
-            programs: [program::PARKED].into_iter().chain(program::ALL).collect(),
+            programs: program::ON_DEMAND.into_iter().chain(program::ALL).collect(),
         }
     }
 }
