@@ -229,11 +229,11 @@ mod tests {
         };
         let table = render_table(&Report::from(&probe));
         let mechanisms = "\
-  redirect   on     found
+  redirect     on     found
 ";
         assert!(table.contains(mechanisms), "{table}");
         let rest = "\
-  sockmap    OFF    safe sockmap: found
+  sockmap      OFF    safe sockmap: found
 
 Features
   FEATURE               NEEDED BY  STATE    DETAIL

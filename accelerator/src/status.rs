@@ -122,6 +122,8 @@ pub struct Pod {
     pub port_rules: usize,
     /// Address rules.
     pub cidr_rules: usize,
+    /// Owner groups in its lists.
+    pub group_rules: usize,
 }
 
 /// A pod that is not.
@@ -293,6 +295,11 @@ fn pods(state: &State, names: &Names<'_>) -> Vec<Pod> {
                 .cidrs
                 .iter()
                 .filter(|key| key.netns_cookie() == *cookie)
+                .count(),
+            group_rules: state
+                .groups
+                .iter()
+                .filter(|key| key.netns_cookie == *cookie)
                 .count(),
         })
         .collect();

@@ -17,6 +17,7 @@
 //! ```
 
 mod annotations;
+mod proxy_config;
 mod traffic;
 
 use std::{
@@ -31,7 +32,8 @@ use self::annotations::parse_annotations;
 pub use self::{
     annotations::{AnnotationError, Notice},
     traffic::{
-        AppAcceleration, BadRange, IpRange, Ipv6Capture, PortCapture, RangeCapture, TrafficPolicy,
+        AppAcceleration, BadRange, GroupCapture, IpRange, Ipv6Capture, LoopbackRange, PortCapture,
+        RangeCapture, TrafficPolicy,
     },
 };
 use crate::API_VERSION;

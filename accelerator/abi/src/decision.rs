@@ -5,9 +5,9 @@
 //! `tools/istio-iptables/pkg/capture/run.go`).
 
 use crate::{
-    CidrKey, DNS_AGENT_PORT, DNS_PORT, ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, Hop,
-    LOOPBACK, LOOPBACK_V6, PodConfig, PodFlags, PortKey, RuleList, dns::takes_dns, is_loopback,
-    is_unspecified, is_v4, is_v6_link_local,
+    CidrKey, DNS_AGENT_PORT, DNS_PORT, ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, GroupKey,
+    Hop, LOOPBACK, LOOPBACK_V6, PodConfig, PodFlags, PortKey, RuleList, dns::takes_dns,
+    is_loopback, is_unspecified, is_v4, is_v6_link_local,
 };
 
 /// Port of the mesh's tunnel (HBONE), which is never captured (I3, O3).
@@ -71,6 +71,8 @@ pub trait Rules {
     fn owner(&self, addr: &[u8; 16]) -> Option<u64>;
     /// Tells whether a port rule exists.
     fn has_port(&self, key: &PortKey) -> bool;
+    /// Tells whether a rule on a group exists.
+    fn has_group(&self, key: &GroupKey) -> bool;
     /// Tells whether any range of the list contains the address of a [`CidrKey::lookup`] key.
     fn has_addr(&self, key: &CidrKey) -> bool;
 }
@@ -124,11 +126,13 @@ pub enum PassCause {
     NotIncluded = 8,
     /// I3, I4, I6, I7: the other pod does not capture this port.
     NotCapturedInbound = 9,
+    /// O9.
+    GroupExcluded = 10,
 }
 
 impl PassCause {
     /// Number of causes.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 11;
 
     /// Every cause, by number.
     pub const ALL: [Self; Self::COUNT] = [
@@ -142,6 +146,7 @@ impl PassCause {
         Self::AddressExcluded,
         Self::NotIncluded,
         Self::NotCapturedInbound,
+        Self::GroupExcluded,
     ];
 
     /// Returns the name that `flows`, metrics and documents use.
@@ -158,6 +163,7 @@ impl PassCause {
             Self::AddressExcluded => "address_excluded",
             Self::NotIncluded => "not_included",
             Self::NotCapturedInbound => "not_captured_inbound",
+            Self::GroupExcluded => "group_excluded",
         }
     }
 
@@ -174,11 +180,12 @@ impl PassCause {
             Self::AddressExcluded => "O11",
             Self::NotIncluded => "O12/O13",
             Self::NotCapturedInbound => "I3/I4/I6/I7",
+            Self::GroupExcluded => "O9",
         }
     }
 }
 
-/// Decides where a connection attempt goes, in the order of Istio's chain. Costs at most eight lookups.
+/// Decides where a connection attempt goes, in the order of Istio's chain. Costs at most nine lookups.
 #[must_use]
 #[inline]
 pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
@@ -243,11 +250,14 @@ fn unruled(pod: &PodConfig, destination: &[u8; 16]) -> Option<PassCause> {
 
 #[inline]
 fn application_dial<R: Rules>(dial: &Dial, pod: &PodConfig, rules: &R) -> Verdict {
+    let netns = dial.netns_cookie;
+    if !captures_group(dial, pod, rules) {
+        return Verdict::Pass(PassCause::GroupExcluded);
+    }
     // D1. The agent reads with plain reads, as a proxy does.
     if takes_dns(dial, pod, rules) {
         return to_own_proxy(dial, DNS_AGENT_PORT, Hop::APP_TO_PROXY);
     }
-    let netns = dial.netns_cookie;
     // O10
     if pod.is_direct_loopback(&dial.destination) {
         return Verdict::Pass(PassCause::Loopback);
@@ -267,6 +277,22 @@ fn application_dial<R: Rules>(dial: &Dial, pod: &PodConfig, rules: &R) -> Verdic
         return Verdict::Pass(PassCause::NotIncluded);
     }
     to_own_proxy(dial, pod.outbound_port, Hop::APP_TO_PROXY)
+}
+
+/// O9, by the one group that counts: netfilter does not look at supplementary ones.
+#[inline]
+pub(crate) fn captures_group<R: Rules>(dial: &Dial, pod: &PodConfig, rules: &R) -> bool {
+    let is_in = |list| {
+        rules.has_group(&GroupKey {
+            netns_cookie: dial.netns_cookie,
+            list,
+            gid: dial.gid,
+        })
+    };
+    if pod.flags.has(PodFlags::ONLY_GROUPS) {
+        return is_in(RuleList::INCLUDE_OUTBOUND);
+    }
+    !(pod.flags.has(PodFlags::EXCLUDES_GROUPS) && is_in(RuleList::EXCLUDE_OUTBOUND))
 }
 
 /// O3 and O6: a proxy that dials its own pod (an application called its own service) comes in again by

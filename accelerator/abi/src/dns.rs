@@ -1,12 +1,12 @@
 //! Which DNS queries go to the pod's agent (rows D1 and D3), and what the asking socket is shown.
 //!
 //! Order of Istio's rules (istio/istio, `tools/istio-iptables/pkg/capture/run.go`): excluded ports (O1),
-//! Envoy's own source (O2) and the proxy (O5, O8) leave; then port 53 of the pod's servers is taken, by
+//! Envoy's own source (O2), the proxy (O5, O8) and some groups (O9) leave; then port 53 of the pod's servers is taken, by
 //! UDP as by TCP, on `lo` as elsewhere. Of UDP, nothing else is ever taken.
 
 use crate::{
     CidrKey, Dial, ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, LOOPBACK, LOOPBACK_V6, PodConfig,
-    PodFlags, PortKey, RuleList, Rules, is_loopback, is_v4,
+    PodFlags, PortKey, RuleList, Rules, decision::captures_group, is_loopback, is_v4,
 };
 
 /// Port of DNS, network order (RFC 1035, section 4.2).
@@ -38,12 +38,14 @@ pub enum DnsPass {
     BoundAsEnvoy,
     /// O5, O8, D3.
     SenderIsProxy,
+    /// O9.
+    GroupExcluded,
     /// D1: none of the pod's servers.
     OtherServer,
 }
 
 /// Decides where a datagram goes, by the address that the kernel will route ([`Dial::routed`]). Costs nothing but a comparison for other ports than 53, else at most
-/// four lookups.
+/// five lookups.
 #[must_use]
 #[inline]
 pub fn decide_datagram<R: Rules>(query: &Dial, rules: &R) -> DnsVerdict {
@@ -70,6 +72,9 @@ pub fn decide_datagram<R: Rules>(query: &Dial, rules: &R) -> DnsVerdict {
     }
     if query.uid == pod.proxy_uid || query.gid == pod.proxy_gid {
         return DnsVerdict::Pass(DnsPass::SenderIsProxy);
+    }
+    if !captures_group(query, &pod, rules) {
+        return DnsVerdict::Pass(DnsPass::GroupExcluded);
     }
     if takes_dns(query, &pod, rules) {
         DnsVerdict::ToAgent

@@ -7,7 +7,7 @@
 //! v4-mapped in 16 bytes.
 //!
 //! ```text
-//!  agent ── PODS, POD_ADDRS, PORT_RULES, CIDR_RULES ──▶ connect: decide()
+//!  agent ── PODS, POD_ADDRS, …_RULES ──▶ connect: decide()
 //!                                                          │ HANDSHAKES (reservation)
 //!                                                          ▼
 //!                              ORIG_DST_BY_TUPLE ◀── sock_ops ──▶ ENDS, SOCKETS
@@ -45,12 +45,13 @@ pub use flow::{FlowEvent, FlowFacts, FlowKind, PodVerdicts, VerdictCode};
 pub use hop::{Counter, Hop, HopKey, HopStats, PassReason};
 pub use latency::{Histogram, LatencyKey, Measure};
 pub use limits::{
-    FLOW_RING_BYTES, HANDSHAKE_MAX_AGE_SECONDS, MAX_CIDR_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS,
-    MAX_LATENCY_ROWS, MAX_PARKED_MESSAGES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS,
+    FLOW_RING_BYTES, HANDSHAKE_MAX_AGE_SECONDS, MAX_CIDR_RULES, MAX_GROUP_RULES, MAX_HANDSHAKES,
+    MAX_HOP_ROWS, MAX_LATENCY_ROWS, MAX_PARKED_MESSAGES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES,
+    MAX_SOCKETS,
 };
 pub use names::{ABI_VERSION, global, map, program};
 pub use pod::{PodConfig, PodFlags};
-pub use rules::{CIDR_DATA_BITS, CidrKey, PortKey, RULE_PRESENT, RuleList};
+pub use rules::{CIDR_DATA_BITS, CidrKey, GroupKey, PortKey, RULE_PRESENT, RuleList};
 pub use socket::{
     End, EndFlags, FlowMode, Handshake, OriginalDst, Settings, SettingsMode, SockKey, SocketFlags,
     SocketState, TupleEntry,

@@ -6,11 +6,15 @@ pub const MAX_PODS: u32 = 1_024;
 /// Addresses per node: two families and a spare for each pod.
 pub const MAX_POD_ADDRS: u32 = 4_096;
 
-/// Port rules per node: 32 for each of [`MAX_PODS`] pods.
-pub const MAX_PORT_RULES: u32 = 32_768;
+/// Port rules per node: every port there is once, and twice over while a policy changes. 128 for each of
+/// [`MAX_PODS`] pods.
+pub const MAX_PORT_RULES: u32 = 131_072;
 
-/// CIDR rules per node: 32 for each of [`MAX_PODS`] pods.
-pub const MAX_CIDR_RULES: u32 = 32_768;
+/// CIDR rules per node: 128 for each of [`MAX_PODS`] pods.
+pub const MAX_CIDR_RULES: u32 = 131_072;
+
+/// Rules on groups of users per node: 16 for each of [`MAX_PODS`] pods.
+pub const MAX_GROUP_RULES: u32 = 16_384;
 
 /// Redirected connections whose accepting end is not established yet. At 1 ms from SYN to
 /// established this is 16 million connections a second; it is reached only when SYNs get no answer.

@@ -16,6 +16,8 @@ pub mod map {
     pub const POD_ADDRS: &str = "POD_ADDRS";
     /// `HASH`, [`crate::PortKey`] → [`crate::RULE_PRESENT`]. Linux 3.19.
     pub const PORT_RULES: &str = "PORT_RULES";
+    /// `HASH`, [`crate::GroupKey`] → [`crate::RULE_PRESENT`]. Linux 3.19.
+    pub const GROUP_RULES: &str = "GROUP_RULES";
     /// `LPM_TRIE`, [`crate::CidrKey`] → [`crate::RULE_PRESENT`]. Linux 4.11.
     pub const CIDR_RULES: &str = "CIDR_RULES";
     /// `HASH`, socket cookie of the connecting end → [`crate::Handshake`]. Linux 3.19.
@@ -46,10 +48,11 @@ pub mod map {
     pub const SETTINGS: &str = "SETTINGS";
 
     /// Every map, in the order in which they are listed and removed.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 18] = [
         PODS,
         POD_ADDRS,
         PORT_RULES,
+        GROUP_RULES,
         CIDR_RULES,
         HANDSHAKES,
         ORIG_DST_BY_TUPLE,

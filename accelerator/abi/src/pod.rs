@@ -21,6 +21,10 @@ impl PodFlags {
     pub const LOOPBACK_IN_RANGES: Self = Self(1 << 2);
     /// The pod has the rules of ip6tables too (row X4); without, its IPv6 traffic is left alone.
     pub const IPV6: Self = Self(1 << 3);
+    /// Some groups of users are not captured (row O9).
+    pub const EXCLUDES_GROUPS: Self = Self(1 << 4);
+    /// Only some groups of users are captured (row O9).
+    pub const ONLY_GROUPS: Self = Self(1 << 5);
     /// The pod's agent answers its DNS (`ISTIO_META_DNS_CAPTURE`): port 53 of the servers in
     /// [`crate::RuleList::DNS_SERVERS`] is taken (row D1), and rows O3 and O4 leave port 53 out.
     pub const DNS: Self = Self(1 << 8);

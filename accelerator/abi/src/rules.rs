@@ -25,9 +25,10 @@ const V6_LIST: u32 = 1 << 31;
 pub struct RuleList(u32);
 
 impl RuleList {
-    /// `excludeOutboundPorts` (O1), `excludeOutboundIPRanges` (O11).
+    /// `excludeOutboundPorts` (O1), `ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE` (O9),
+    /// `excludeOutboundIPRanges` (O11).
     pub const EXCLUDE_OUTBOUND: Self = Self(1);
-    /// `includeOutboundPorts` (O12), `includeOutboundIPRanges` (O13).
+    /// `ISTIO_OUTBOUND_OWNER_GROUPS` (O9), `includeOutboundPorts` (O12), `includeOutboundIPRanges` (O13).
     pub const INCLUDE_OUTBOUND: Self = Self(2);
     /// `excludeInboundPorts` (I4).
     pub const EXCLUDE_INBOUND: Self = Self(3);
@@ -96,6 +97,20 @@ impl PortKey {
     pub const fn port(&self) -> u16 {
         u16::from_be_bytes(self.port)
     }
+}
+
+/// Key of `GROUP_RULES`: one group of users in one list of one pod.
+#[derive(
+    Clone, Copy, Debug, Eq, Hash, PartialEq, Ord, PartialOrd, bytemuck::Pod, bytemuck::Zeroable,
+)]
+#[repr(C)]
+pub struct GroupKey {
+    /// Namespace of the pod.
+    pub netns_cookie: u64,
+    /// One of the outbound lists.
+    pub list: RuleList,
+    /// The group.
+    pub gid: u32,
 }
 
 /// Key of `CIDR_RULES`, a longest-prefix trie: one address range in one list of one pod.
@@ -188,6 +203,7 @@ fn mask(prefix_bits: u32) -> u128 {
 }
 
 const _: () = assert!(size_of::<PortKey>() == 16);
+const _: () = assert!(size_of::<GroupKey>() == 16);
 const _: () = assert!(size_of::<CidrKey>() == 32);
 const _: () = assert!(align_of::<CidrKey>() == 4);
 

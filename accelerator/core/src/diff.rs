@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use isthmus_accel_abi::{CidrKey, PodConfig, PodFlags, PortKey, RuleList};
+use isthmus_accel_abi::{CidrKey, GroupKey, PodConfig, PodFlags, PortKey, RuleList};
 
 use crate::{MapOp, State};
 
@@ -12,7 +12,8 @@ use crate::{MapOp, State};
 ///   dials of its own out of the capture, like a rule, and the programs pass an address without pod.)
 /// * a pod whose policy changes is, in between, never captured more than by its old or by its new
 ///   policy, and never less than by both: exclusions come first and go last, inclusions come before
-///   the old ones go;
+///   the old ones go. (A list of the only groups that are captured is an exclusion of all others: groups
+///   leave it first and enter it last.)
 /// * a pod for which there is no such in-between (another owner of the sidecar; addresses and rules
 ///   that change together) is taken out and put back.
 ///
@@ -33,6 +34,8 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     remove_rules(&mut ops, desired, loaded, |cookie, _| !stays(cookie));
 
     put_addrs(&mut ops, desired, loaded);
+    let groups = Groups::between(desired, loaded);
+    ops.extend(groups.narrow(stays));
     put_rules(&mut ops, desired, loaded, is_exclusion);
     put_rules(&mut ops, desired, loaded, |list| !is_exclusion(list));
     for (cookie, config) in &desired.pods {
@@ -50,6 +53,7 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     remove_rules(&mut ops, desired, loaded, |cookie, list| {
         stays(cookie) && is_exclusion(list)
     });
+    ops.extend(groups.widen(stays));
     remove_addrs(&mut ops, desired, loaded, stays);
     ops
 }
@@ -61,6 +65,8 @@ fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
     governed_anew.extend(ports.map(PortKey::netns_cookie));
     let cidrs = desired.cidrs.symmetric_difference(&loaded.cidrs);
     governed_anew.extend(cidrs.map(CidrKey::netns_cookie));
+    let groups = desired.groups.symmetric_difference(&loaded.groups);
+    governed_anew.extend(groups.map(|key| key.netns_cookie));
 
     let mut addressed_anew = BTreeSet::new();
     for (ours, theirs) in [(desired, loaded), (loaded, desired)] {
@@ -84,7 +90,12 @@ fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
 // else decides *whose* connections the rules are for, so that old rules with a new owner would
 // capture what neither policy says.
 fn is_swappable(old: &PodConfig, new: &PodConfig) -> bool {
-    let gates = [PodFlags::LOOPBACK_IN_RANGES, PodFlags::IPV6];
+    let gates = [
+        PodFlags::LOOPBACK_IN_RANGES,
+        PodFlags::IPV6,
+        PodFlags::EXCLUDES_GROUPS,
+        PodFlags::ONLY_GROUPS,
+    ];
     let is_same_otherwise = *old
         == PodConfig {
             flags: old.flags,
@@ -94,6 +105,45 @@ fn is_swappable(old: &PodConfig, new: &PodConfig) -> bool {
         && gates
             .into_iter()
             .all(|gate| old.flags.has(gate) == new.flags.has(gate))
+}
+
+/// Rules on groups that come and go.
+struct Groups {
+    added: Vec<GroupKey>,
+    gone: Vec<GroupKey>,
+}
+
+impl Groups {
+    fn between(desired: &State, loaded: &State) -> Self {
+        Self {
+            added: desired.groups.difference(&loaded.groups).copied().collect(),
+            gone: loaded.groups.difference(&desired.groups).copied().collect(),
+        }
+    }
+
+    // Before the inclusions change: for pods that stay, whatever captures less; for others, everything.
+    fn narrow(&self, stays: impl Fn(u64) -> bool) -> impl Iterator<Item = MapOp> {
+        self.ops(move |key, is_narrower| is_narrower || !stays(key.netns_cookie))
+    }
+
+    // After they have changed: what captures more, for pods that stay.
+    fn widen(&self, stays: impl Fn(u64) -> bool) -> impl Iterator<Item = MapOp> {
+        self.ops(move |key, is_narrower| !is_narrower && stays(key.netns_cookie))
+    }
+
+    fn ops(&self, is_wanted: impl Fn(&GroupKey, bool) -> bool) -> impl Iterator<Item = MapOp> {
+        let gone = self
+            .gone
+            .iter()
+            .map(|key| (key, !is_exclusion(key.list), MapOp::RemoveGroup(*key)));
+        let added = self
+            .added
+            .iter()
+            .map(|key| (key, is_exclusion(key.list), MapOp::PutGroup(*key)));
+        gone.chain(added)
+            .filter(move |(key, is_narrower, _)| is_wanted(key, *is_narrower))
+            .map(|(_, _, op)| op)
+    }
 }
 
 fn is_exclusion(list: RuleList) -> bool {

@@ -18,9 +18,6 @@ mod state;
 
 pub use self::{
     diff::diff,
-    plan::{
-        MAX_ADDRS_PER_POD, MAX_CIDR_RULES_PER_POD, MAX_PORT_RULES_PER_POD, Plan, Refusal,
-        ResolvedPod, plan,
-    },
+    plan::{MAX_ADDRS_PER_POD, Plan, Refusal, ResolvedPod, plan},
     state::{MapOp, State},
 };

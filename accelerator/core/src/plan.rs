@@ -6,25 +6,23 @@ use std::{
 };
 
 use isthmus_accel_abi::{
-    CidrKey, MAX_CIDR_RULES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, PodConfig, PodFlags, PortKey,
-    RuleList, v4_mapped,
+    CidrKey, GroupKey, MAX_CIDR_RULES, MAX_GROUP_RULES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES,
+    PodConfig, PodFlags, PortKey, RuleList, v4_mapped,
 };
 use isthmus_api::node_config::{
-    AppAcceleration, IpRange, Ipv6Capture, PodName, PortCapture, RangeCapture, TrafficPolicy,
+    AppAcceleration, GroupCapture, IpRange, Ipv6Capture, PodName, PortCapture, RangeCapture,
+    TrafficPolicy,
 };
 
 use crate::State;
 
 /// Addresses of one pod. Kubernetes gives two, secondary networks a few more.
 pub const MAX_ADDRS_PER_POD: usize = 16;
-/// Port rules of one pod: a thousandth of a node's pods may not take all of its room.
-pub const MAX_PORT_RULES_PER_POD: usize = 512;
-/// Address rules of one pod, for the same reason.
-pub const MAX_CIDR_RULES_PER_POD: usize = 512;
 
 // Half of the room stays free: old and new rules stand beside each other while a policy changes.
 const MAX_PLANNED_PORT_RULES: usize = MAX_PORT_RULES as usize / 2;
 const MAX_PLANNED_CIDR_RULES: usize = MAX_CIDR_RULES as usize / 2;
+const MAX_PLANNED_GROUP_RULES: usize = MAX_GROUP_RULES as usize / 2;
 
 /// A pod whose network namespace has been found.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -68,22 +66,22 @@ pub enum Refusal {
         other: PodName,
     },
     /// No room on this node.
-    #[error("the node has no room for it: at most {limit} {what}")]
+    #[error("the node has no room for it: with its {count} there were {}, and at most {limit} {what} fit", on_node + count)]
     NodeFull {
-        /// The bound.
-        limit: usize,
-        /// What there are too many of.
-        what: &'static str,
-    },
-    /// More than one pod may have.
-    #[error("it has {count} {what}, over the limit of {limit} for a pod")]
-    TooMany {
         /// How many it has.
         count: usize,
         /// The bound.
         limit: usize,
+        /// How many the pods before it have.
+        on_node: usize,
         /// What there are too many of.
         what: &'static str,
+    },
+    /// More addresses than one pod may have.
+    #[error("it has {count} addresses, over the limit of {MAX_ADDRS_PER_POD} for a pod")]
+    TooManyAddresses {
+        /// How many it has.
+        count: usize,
     },
 }
 
@@ -115,6 +113,7 @@ struct Entries {
     addrs: BTreeSet<IpAddr>,
     cidrs: BTreeSet<CidrKey>,
     config: PodConfig,
+    groups: BTreeSet<GroupKey>,
     netns_cookie: u64,
     ports: BTreeSet<PortKey>,
 }
@@ -128,8 +127,11 @@ impl Entries {
                 proxy_uid: pod.proxy_uid,
                 proxy_gid: pod.proxy_gid,
                 flags: flags(pod),
+                direct_loopback: pod.policy.direct_loopback.base(),
+                direct_loopback_mask: pod.policy.direct_loopback.netmask(),
                 ..PodConfig::istio_default()
             },
+            groups: BTreeSet::new(),
             netns_cookie: pod.netns_cookie,
             ports: BTreeSet::new(),
         };
@@ -144,6 +146,10 @@ impl Entries {
             PortCapture::AllBut(ports) => self.add_ports(RuleList::EXCLUDE_INBOUND, ports),
             PortCapture::Only(ports) => self.add_ports(RuleList::INCLUDE_INBOUND, ports),
         }
+        match &policy.owner_groups {
+            GroupCapture::AllBut(groups) => self.add_groups(RuleList::EXCLUDE_OUTBOUND, groups),
+            GroupCapture::Only(groups) => self.add_groups(RuleList::INCLUDE_OUTBOUND, groups),
+        }
         self.add_ranges(RuleList::EXCLUDE_OUTBOUND, &policy.exclude_outbound_ranges);
         match &policy.include_outbound_ranges {
             RangeCapture::All => {}
@@ -154,6 +160,15 @@ impl Entries {
     fn add_ports(&mut self, list: RuleList, ports: &BTreeSet<u16>) {
         let key = |port: &u16| PortKey::new(self.netns_cookie, list, port.to_be_bytes());
         self.ports.extend(ports.iter().map(key));
+    }
+
+    fn add_groups(&mut self, list: RuleList, groups: &BTreeSet<u32>) {
+        let key = |gid: &u32| GroupKey {
+            netns_cookie: self.netns_cookie,
+            list,
+            gid: *gid,
+        };
+        self.groups.extend(groups.iter().map(key));
     }
 
     fn add_ranges(&mut self, list: RuleList, ranges: &BTreeSet<IpRange>) {
@@ -187,38 +202,43 @@ impl Entries {
             }
         }
 
-        let (addrs, ports, cidrs) = (self.addrs.len(), self.ports.len(), self.cidrs.len());
-        let has = [
+        let addrs = self.addrs.len();
+        if addrs > MAX_ADDRS_PER_POD {
+            return Err(Refusal::TooManyAddresses { count: addrs });
+        }
+        let rooms = [
+            (taken.pods.len(), 1, MAX_PODS as usize, "pods"),
             (
-                addrs,
-                MAX_ADDRS_PER_POD,
                 taken.addrs.len(),
+                addrs,
                 MAX_POD_ADDRS as usize,
                 "addresses",
             ),
             (
-                ports,
-                MAX_PORT_RULES_PER_POD,
                 taken.ports.len(),
+                self.ports.len(),
                 MAX_PLANNED_PORT_RULES,
-                "ports in its lists",
+                "ports in lists",
             ),
             (
-                cidrs,
-                MAX_CIDR_RULES_PER_POD,
                 taken.cidrs.len(),
+                self.cidrs.len(),
                 MAX_PLANNED_CIDR_RULES,
-                "ranges in its lists",
+                "ranges in lists",
             ),
-            (1, 1, taken.pods.len(), MAX_PODS as usize, "pods"),
+            (
+                taken.groups.len(),
+                self.groups.len(),
+                MAX_PLANNED_GROUP_RULES,
+                "owner groups in lists",
+            ),
         ];
-        for (count, limit, on_node, limit_of_node, what) in has {
-            if count > limit {
-                return Err(Refusal::TooMany { count, limit, what });
-            }
-            if on_node + count > limit_of_node {
+        for (on_node, count, limit, what) in rooms {
+            if on_node + count > limit {
                 return Err(Refusal::NodeFull {
-                    limit: limit_of_node,
+                    count,
+                    limit,
+                    on_node,
                     what,
                 });
             }
@@ -233,6 +253,7 @@ impl Entries {
             .addrs
             .extend(addrs.map(|addr| (as_bytes(addr), owner)));
         state.cidrs.extend(self.cidrs);
+        state.groups.extend(self.groups);
         state.pods.insert(owner, self.config);
         state.ports.extend(self.ports);
     }
@@ -253,6 +274,11 @@ fn flags(pod: &ResolvedPod) -> PodFlags {
     }
     if matches!(policy.inbound_ports, PortCapture::AllBut(_)) {
         flags = flags.with(PodFlags::INBOUND_ALL);
+    }
+    match &policy.owner_groups {
+        GroupCapture::AllBut(groups) if groups.is_empty() => {}
+        GroupCapture::AllBut(_) => flags = flags.with(PodFlags::EXCLUDES_GROUPS),
+        GroupCapture::Only(_) => flags = flags.with(PodFlags::ONLY_GROUPS),
     }
     if policy.has_loopback_range {
         flags = flags.with(PodFlags::LOOPBACK_IN_RANGES);

@@ -1,8 +1,8 @@
-//! The entries of the agent's four maps as a value, and the steps that change it.
+//! The entries of the agent's maps as a value, and the steps that change it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use isthmus_accel_abi::{CidrKey, PodConfig, PortKey, Rules};
+use isthmus_accel_abi::{CidrKey, GroupKey, PodConfig, PortKey, Rules};
 
 /// What is, or should be, in the maps that the agent writes.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -11,6 +11,8 @@ pub struct State {
     pub addrs: BTreeMap<[u8; 16], u64>,
     /// `CIDR_RULES`.
     pub cidrs: BTreeSet<CidrKey>,
+    /// `GROUP_RULES`.
+    pub groups: BTreeSet<GroupKey>,
     /// `PODS`, by netns cookie.
     pub pods: BTreeMap<u64, PodConfig>,
     /// `PORT_RULES`.
@@ -22,6 +24,8 @@ pub struct State {
 pub enum MapOp {
     /// Adds a port rule.
     PutPort(PortKey),
+    /// Adds a rule on a group of users.
+    PutGroup(GroupKey),
     /// Adds an address rule.
     PutCidr(CidrKey),
     /// Adds or replaces a pod: from here on it is captured.
@@ -50,6 +54,8 @@ pub enum MapOp {
     },
     /// Removes an address rule.
     RemoveCidr(CidrKey),
+    /// Removes a rule on a group of users.
+    RemoveGroup(GroupKey),
     /// Removes a port rule.
     RemovePort(PortKey),
 }
@@ -60,6 +66,9 @@ impl State {
         match *op {
             MapOp::PutPort(key) => {
                 self.ports.insert(key);
+            }
+            MapOp::PutGroup(key) => {
+                self.groups.insert(key);
             }
             MapOp::PutCidr(key) => {
                 self.cidrs.insert(key);
@@ -82,6 +91,9 @@ impl State {
             MapOp::RemoveCidr(key) => {
                 self.cidrs.remove(&key);
             }
+            MapOp::RemoveGroup(key) => {
+                self.groups.remove(&key);
+            }
             MapOp::RemovePort(key) => {
                 self.ports.remove(&key);
             }
@@ -102,6 +114,10 @@ impl Rules for State {
 
     fn has_port(&self, key: &PortKey) -> bool {
         self.ports.contains(key)
+    }
+
+    fn has_group(&self, key: &GroupKey) -> bool {
+        self.groups.contains(key)
     }
 
     fn has_addr(&self, key: &CidrKey) -> bool {

@@ -188,6 +188,7 @@ impl Datapath for LinuxDatapath {
             addrs: self.maps.addrs.entries()?.into_iter().collect(),
             cidrs: self.maps.cidrs.keys()?.into_iter().collect(),
             pods: self.maps.pods.entries()?.into_iter().collect(),
+            groups: self.maps.groups.keys()?.into_iter().collect(),
             ports: self.maps.ports.keys()?.into_iter().collect(),
         })
     }
@@ -196,6 +197,7 @@ impl Datapath for LinuxDatapath {
         let maps = &self.maps;
         match op {
             MapOp::PutPort(key) => maps.ports.put(key, &RULE_PRESENT),
+            MapOp::PutGroup(key) => maps.groups.put(key, &RULE_PRESENT),
             MapOp::PutCidr(key) => maps.cidrs.put(key, &RULE_PRESENT),
             MapOp::PutPod {
                 netns_cookie,
@@ -204,6 +206,7 @@ impl Datapath for LinuxDatapath {
             MapOp::PutAddr { addr, netns_cookie } => maps.addrs.put(addr, netns_cookie),
             MapOp::RemoveAddr { addr } => maps.addrs.remove(addr).map(drop),
             MapOp::RemoveCidr(key) => maps.cidrs.remove(key).map(drop),
+            MapOp::RemoveGroup(key) => maps.groups.remove(key).map(drop),
             MapOp::RemovePort(key) => maps.ports.remove(key).map(drop),
             MapOp::RemovePod { netns_cookie } => {
                 maps.pods.remove(netns_cookie)?;
@@ -304,6 +307,7 @@ impl Datapath for LinuxDatapath {
             Self::usage(&maps.pods)?,
             Self::usage(&maps.addrs)?,
             Self::usage(&maps.ports)?,
+            Self::usage(&maps.groups)?,
             Self::usage(&maps.cidrs)?,
             Self::usage(&maps.handshakes)?,
             Self::usage(&maps.tuples)?,

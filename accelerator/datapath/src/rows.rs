@@ -7,7 +7,7 @@ use isthmus_accel_core::{MapOp, State};
 
 /// Something that captures traffic as its [`State`] says: the kernel, or a fake.
 pub trait Datapath: fmt::Debug {
-    /// Reads back what is loaded. Costs one pass over the four rule maps.
+    /// Reads back what is loaded. Costs one pass over the maps of pods and rules.
     ///
     /// # Errors
     ///

@@ -11,14 +11,16 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use isthmus_accel_abi::{
-    CidrKey, Counter, DNS_AGENT_PORT, Dial, Handshake, Hop, OriginalDst, PodConfig, PortKey, Rules, SockKey,
-    SocketFlags, SocketState, Verdict, VerdictCode, decide,
+    CidrKey, Counter, DNS_AGENT_PORT, Dial, GroupKey, Handshake, Hop, OriginalDst, PodConfig,
+    PortKey, Rules, SockKey, SocketFlags, SocketState, Verdict, VerdictCode, decide,
 };
 
 use crate::{
     counters::count,
     flow,
-    maps::{CIDR_RULES, HANDSHAKES, POD_ADDRS, PODS, PORT_RULES, SOCKET_STATE, is_shadow},
+    maps::{
+        CIDR_RULES, GROUP_RULES, HANDSHAKES, POD_ADDRS, PODS, PORT_RULES, SOCKET_STATE, is_shadow,
+    },
     sock_addr::{self, Family, dial, source},
     udp::{self, udp_socket},
 };
@@ -186,6 +188,11 @@ impl Rules for Loaded {
     #[inline(always)]
     fn has_port(&self, key: &PortKey) -> bool {
         PORT_RULES.has(key)
+    }
+
+    #[inline(always)]
+    fn has_group(&self, key: &GroupKey) -> bool {
+        GROUP_RULES.has(key)
     }
 
     #[inline(always)]

@@ -8,9 +8,7 @@ use isthmus_accel_abi::{
     SocketFlags, SocketState, VerdictCode,
 };
 
-use crate::maps::{
-    ANY, COUNTERS, HOP_STATS, LATENCY, Map, NO_PREALLOC, PERCPU_HASH, VERDICTS,
-};
+use crate::maps::{ANY, COUNTERS, HOP_STATS, LATENCY, Map, NO_PREALLOC, PERCPU_HASH, VERDICTS};
 
 // In the object's data, because the stack has no room for them.
 static NO_LATENCY: Histogram = Histogram::EMPTY;

@@ -14,8 +14,8 @@ use aya_ebpf::{
     },
 };
 use isthmus_accel_abi::{
-    Counter, Dial, FlowEvent, FlowFacts, FlowKind, FlowMode, Hop, Measure, PassCause,
-    SockKey, SocketState, Verdict, VerdictCode,
+    Counter, Dial, FlowEvent, FlowFacts, FlowKind, FlowMode, Hop, Measure, PassCause, SockKey,
+    SocketState, Verdict, VerdictCode,
 };
 
 use crate::{

@@ -75,7 +75,8 @@ impl KernelSock {
     /// Tells whether less than some number of bytes shall not wake the reader. Unreadable counts as yes.
     #[inline(always)]
     pub fn has_low_water_mark(self) -> bool {
-        self.read::<u32>(&RCVLOWAT_OFFSET).is_none_or(|bytes| bytes > 1)
+        self.read::<u32>(&RCVLOWAT_OFFSET)
+            .is_none_or(|bytes| bytes > 1)
     }
 
     /// Tells whether the owner wants to hear when its pages are sent. Unreadable counts as yes.

@@ -13,9 +13,10 @@ use aya_ebpf::{
     },
 };
 use isthmus_accel_abi::{
-    CidrKey, Counter, DnsSocket, End, FLOW_RING_BYTES, FlowFacts, Handshake, Histogram, HopKey, HopStats,
-    LatencyKey, MAX_CIDR_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS, MAX_LATENCY_ROWS, MAX_POD_ADDRS,
-    MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS, PodConfig, PodVerdicts, PortKey, Settings, SettingsMode, SockKey, SocketState, TupleEntry,
+    CidrKey, Counter, DnsSocket, End, FLOW_RING_BYTES, FlowFacts, GroupKey, Handshake, Histogram,
+    HopKey, HopStats, LatencyKey, MAX_CIDR_RULES, MAX_GROUP_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS,
+    MAX_LATENCY_ROWS, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS, PodConfig, PodVerdicts,
+    PortKey, Settings, SettingsMode, SockKey, SocketState, TupleEntry,
 };
 
 const PREALLOC: usize = 0;
@@ -122,6 +123,7 @@ maps! {
     PODS: HASH<u64, PodConfig>, MAX_PODS, NO_PREALLOC;
     POD_ADDRS: HASH<[u8; 16], u64>, MAX_POD_ADDRS, NO_PREALLOC;
     PORT_RULES: HASH<PortKey, u32>, MAX_PORT_RULES, NO_PREALLOC;
+    GROUP_RULES: HASH<GroupKey, u32>, MAX_GROUP_RULES, NO_PREALLOC;
     CIDR_RULES: LPM_TRIE<CidrKey, u32>, MAX_CIDR_RULES, NO_PREALLOC;
     HANDSHAKES: HASH<u64, Handshake>, MAX_HANDSHAKES, PREALLOC;
     ORIG_DST_BY_TUPLE: HASH<SockKey, TupleEntry>, MAX_HANDSHAKES, PREALLOC;

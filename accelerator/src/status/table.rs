@@ -134,7 +134,7 @@ fn pods(status: &Status) -> Vec<Vec<String>> {
             pod.netns_cookie.to_string(),
             pod.addresses.join(","),
             format!("{}:{}", pod.proxy_uid, pod.proxy_gid),
-            (pod.port_rules + pod.cidr_rules).to_string(),
+            (pod.port_rules + pod.cidr_rules + pod.group_rules).to_string(),
         ]
     };
     status.pods.iter().map(row).collect()

@@ -9,13 +9,10 @@ use std::{
     net::IpAddr,
 };
 
-use serde::Deserialize;
-
 use super::{
     Capture,
-    traffic::{
-        AppAcceleration, BadRange, IpRange, Ipv6Capture, PortCapture, RangeCapture, TrafficPolicy,
-    },
+    proxy_config::ProxyConfig,
+    traffic::{AppAcceleration, BadRange, IpRange, PortCapture, RangeCapture, TrafficPolicy},
 };
 
 const ACCELERATE_APPLICATION: &str = "isthmus.io/accelerate-application";
@@ -28,11 +25,9 @@ const INCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeOutboundPo
 const INCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
 const INTERCEPTION_MODE: &str = "sidecar.istio.io/interceptionMode";
 const KUBEVIRT_INTERFACES: &str = "traffic.sidecar.istio.io/kubevirtInterfaces";
-const PROXY_CONFIG: &str = "proxy.istio.io/config";
+pub(super) const PROXY_CONFIG: &str = "proxy.istio.io/config";
 const REROUTE_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 const STATUS_PORT: &str = "status.sidecar.istio.io/port";
-/// Key of the proxy's metadata.
-const DUAL_STACK: &str = "ISTIO_DUAL_STACK";
 const AMBIENT_REDIRECTION: &str = "ambient.istio.io/redirection";
 
 /// Port of the sidecar agent's own health endpoint unless the status port says otherwise.
@@ -101,6 +96,18 @@ pub enum AnnotationError {
         /// What the YAML reader says.
         reason: String,
     },
+    /// Not a range on loopback.
+    #[error("annotation {annotation}: {name} is {value:?}: {error}")]
+    BadLoopbackRange {
+        /// Which annotation.
+        annotation: &'static str,
+        /// Key of the proxy's metadata.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        error: BadRange,
+    },
     /// Not a range.
     #[error("annotation {annotation}: {item:?} is no IP range: {error}")]
     BadRange {
@@ -120,6 +127,7 @@ impl AnnotationError {
         match self {
             Self::BadAcceleration { annotation, .. }
             | Self::BadBool { annotation, .. }
+            | Self::BadLoopbackRange { annotation, .. }
             | Self::BadMode { annotation, .. }
             | Self::BadPort { annotation, .. }
             | Self::BadProxyConfig { annotation, .. }
@@ -128,7 +136,7 @@ impl AnnotationError {
     }
 }
 
-type Annotations = BTreeMap<String, String>;
+pub(super) type Annotations = BTreeMap<String, String>;
 
 /// Reads what concerns redirection and ignores the rest.
 ///
@@ -137,7 +145,7 @@ type Annotations = BTreeMap<String, String>;
 pub(super) fn parse_annotations(
     annotations: &Annotations,
 ) -> Result<(Capture, Vec<Notice>), AnnotationError> {
-    let proxy = parse_proxy_config(annotations)?;
+    let proxy = ProxyConfig::parse(annotations)?;
     let policy = parse_policy(annotations, &proxy)?;
     let mode = parse_mode(annotations, &proxy)?;
     if mode == Mode::None {
@@ -206,34 +214,10 @@ fn parse_policy(
         include_outbound_ranges,
         has_loopback_range,
         inbound_ports,
-        ipv6: parse_ipv6(proxy)?,
+        ipv6: proxy.ipv6()?,
+        owner_groups: proxy.owner_groups().unwrap_or_default(),
+        direct_loopback: proxy.direct_loopback()?,
     })
-}
-
-// Whether the mesh is dual-stack is a setting of the mesh, which a pod may repeat. Where it says nothing,
-// an IPv6 address is taken for a yes.
-fn parse_ipv6(proxy: &ProxyConfig) -> Result<Ipv6Capture, AnnotationError> {
-    let Some(value) = proxy.proxy_metadata.get(DUAL_STACK) else {
-        return Ok(Ipv6Capture::default());
-    };
-    match parse_bool(value) {
-        Some(true) => Ok(Ipv6Capture::WithAddress),
-        Some(false) => Ok(Ipv6Capture::WithoutIpv4),
-        None => Err(AnnotationError::BadBool {
-            annotation: PROXY_CONFIG,
-            name: DUAL_STACK,
-            value: value.clone(),
-        }),
-    }
-}
-
-// As Go's `strconv.ParseBool`, with which Istio reads it.
-fn parse_bool(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
 }
 
 fn parse_acceleration(annotations: &Annotations) -> Result<AppAcceleration, AnnotationError> {
@@ -288,31 +272,6 @@ fn parse_mode(annotations: &Annotations, proxy: &ProxyConfig) -> Result<Mode, An
     }
 }
 
-/// The fields of Istio's `ProxyConfig` that change what is captured.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ProxyConfig {
-    interception_mode: Option<String>,
-    #[serde(default)]
-    proxy_metadata: BTreeMap<String, String>,
-}
-
-fn parse_proxy_config(annotations: &Annotations) -> Result<ProxyConfig, AnnotationError> {
-    let Some(text) = annotations
-        .get(PROXY_CONFIG)
-        .filter(|text| !text.trim().is_empty())
-    else {
-        return Ok(ProxyConfig::default());
-    };
-    let options = serde_saphyr::options! { with_snippet: false };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        AnnotationError::BadProxyConfig {
-            annotation: PROXY_CONFIG,
-            reason: error.to_string(),
-        }
-    })
-}
-
 // Things that take traffic out of the capture, or into another one, in ways the programs do not know.
 fn blocking_notices(annotations: &Annotations, proxy: &ProxyConfig) -> Vec<Notice> {
     let mut notices = Vec::new();
@@ -333,11 +292,9 @@ fn blocking_notices(annotations: &Annotations, proxy: &ProxyConfig) -> Vec<Notic
             effect,
         });
     }
-    let filters_groups = |(name, value): (&String, &String)| {
-        name.starts_with("ISTIO_OUTBOUND_OWNER_GROUPS") && !matches!(value.trim(), "" | "*")
-    };
-    if proxy.proxy_metadata.iter().any(filters_groups) {
-        let effect = "owner groups are not told apart, so the pod is left to iptables";
+    if proxy.owner_groups().is_none() {
+        let effect =
+            "owner groups by name are known in the pod only, so the pod is left to iptables";
         notices.push(Notice {
             annotation: PROXY_CONFIG,
             effect,
@@ -404,7 +361,7 @@ fn parse_ranges(
 }
 
 // As Istio's `config.Split`: trimmed, and nothing between two commas is nothing.
-fn items(list: &str) -> impl Iterator<Item = &str> {
+pub(super) fn items(list: &str) -> impl Iterator<Item = &str> {
     list.split(',')
         .map(str::trim)
         .filter(|item| !item.is_empty())

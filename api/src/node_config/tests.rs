@@ -220,6 +220,8 @@ fn reads_port_and_range_annotations_as_istio_does() {
         inbound_ports: PortCapture::AllBut(ports(&[15020, 15021, 15090])),
         ipv6: Ipv6Capture::WithAddress,
         app_acceleration: AppAcceleration::Off,
+        owner_groups: GroupCapture::AllBut(BTreeSet::new()),
+        direct_loopback: LoopbackRange::default(),
     };
     let case = |name, annotations, change: fn(&mut TrafficPolicy)| {
         let mut expected = default();
@@ -283,6 +285,40 @@ fn reads_port_and_range_annotations_as_istio_does() {
             "no dual-stack mesh",
             &[(CONFIG, "proxyMetadata: {ISTIO_DUAL_STACK: \"false\"}")],
             |policy| policy.ipv6 = Ipv6Capture::WithoutIpv4,
+        ),
+        case(
+            "groups left out",
+            &[(
+                CONFIG,
+                "proxyMetadata: {ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE: \"2000, 7\"}",
+            )],
+            |policy| policy.owner_groups = GroupCapture::AllBut([7, 2000].into()),
+        ),
+        case(
+            "a list of groups makes the other void",
+            &[(
+                CONFIG,
+                "proxyMetadata: {ISTIO_OUTBOUND_OWNER_GROUPS: \"0\", ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE: \"x\"}",
+            )],
+            |policy| policy.owner_groups = GroupCapture::Only([0].into()),
+        ),
+        case(
+            "all groups, said in so many words",
+            &[(
+                CONFIG,
+                "proxyMetadata: {ISTIO_OUTBOUND_OWNER_GROUPS: \"*\", ISTIO_DUAL_STACK: \"\"}",
+            )],
+            |_| (),
+        ),
+        case(
+            "more of loopback is direct",
+            &[(
+                CONFIG,
+                "proxyMetadata: {ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR: 127.1.2.3/16}",
+            )],
+            |policy| {
+                policy.direct_loopback = LoopbackRange::parse("127.1.0.0/16").expect("a range");
+            },
         ),
         case(
             "ranges left out",
@@ -389,10 +425,19 @@ fn leaves_alone_what_it_would_capture_wrongly() {
             noticed: &[],
         },
         Case {
-            name: "owner groups",
+            name: "owner groups by name",
             annotations: &[(
                 CONFIG,
-                "proxyMetadata: {ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE: \"2000\"}",
+                "proxyMetadata: {ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE: \"2000,java\"}",
+            )],
+            is_accelerated: false,
+            noticed: &[CONFIG],
+        },
+        Case {
+            name: "owner groups in octal",
+            annotations: &[(
+                CONFIG,
+                "proxyMetadata: {ISTIO_OUTBOUND_OWNER_GROUPS: \"010\"}",
             )],
             is_accelerated: false,
             noticed: &[CONFIG],
@@ -511,6 +556,11 @@ fn refuses_bad_annotations() {
             annotation: CONFIG,
             value: "proxyMetadata: {ISTIO_DUAL_STACK: \"yes\"}",
             error: "ISTIO_DUAL_STACK is \"yes\": expected \"true\" or \"false\"",
+        },
+        Case {
+            annotation: CONFIG,
+            value: "proxyMetadata: {ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR: 127.0.0.0/7}",
+            error: "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR is \"127.0.0.0/7\": it is not within 127.0.0.0/8",
         },
         Case {
             annotation: CONFIG,

@@ -30,6 +30,73 @@ pub struct TrafficPolicy {
     pub ipv6: Ipv6Capture,
     /// Which of the application's sockets may skip TCP.
     pub app_acceleration: AppAcceleration,
+    /// Groups of users whose connections are taken.
+    pub owner_groups: GroupCapture,
+    /// Where on loopback nobody's connections are taken, by IPv4.
+    pub direct_loopback: LoopbackRange,
+}
+
+/// Groups of users (`ISTIO_OUTBOUND_OWNER_GROUPS`). Only the group that a socket was made as counts.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum GroupCapture {
+    /// `*`: every group but these.
+    AllBut(BTreeSet<u32>),
+    /// These. Exclusions do not apply to a list, as in Istio.
+    Only(BTreeSet<u32>),
+}
+
+impl Default for GroupCapture {
+    fn default() -> Self {
+        Self::AllBut(BTreeSet::new())
+    }
+}
+
+/// An IPv4 range in 127.0.0.0/8 (`ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LoopbackRange {
+    base: Ipv4Addr,
+    prefix_len: u8,
+}
+
+impl Default for LoopbackRange {
+    /// 127.0.0.1/32
+    fn default() -> Self {
+        Self {
+            base: Ipv4Addr::LOCALHOST,
+            prefix_len: 32,
+        }
+    }
+}
+
+impl LoopbackRange {
+    /// Returns the lowest address, in network order.
+    #[must_use]
+    pub fn base(self) -> [u8; 4] {
+        self.base.octets()
+    }
+
+    /// Returns the mask of the bits that all addresses of the range share, in network order.
+    #[must_use]
+    pub fn netmask(self) -> [u8; 4] {
+        v4_mask(self.prefix_len).to_be_bytes()
+    }
+
+    /// Parses `address/length`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`BadRange`] unless it is an IPv4 loopback address and a length from 8 to 32, as Istio
+    /// demands (`tools/istio-iptables/pkg/config/validation.go`).
+    pub fn parse(text: &str) -> Result<Self, BadRange> {
+        let range = IpRange::parse(text)?;
+        match range.addr() {
+            IpAddr::V4(base) if base.is_loopback() && range.prefix_len() >= 8 => Ok(Self {
+                base,
+                prefix_len: range.prefix_len(),
+            }),
+            IpAddr::V4(_) | IpAddr::V6(_) => Err(BadRange::NotLoopback),
+        }
+    }
 }
 
 /// Which pods have the rules for IPv6 too (`istio-iptables --dual-stack`). A pod without an IPv6 address
@@ -146,19 +213,23 @@ pub enum BadRange {
     /// iptables would never match it, and ip6tables never sees such packets.
     #[error("an IPv4 range in IPv6 form matches nothing: write it as IPv4")]
     MappedAddress,
+    /// A range of something else.
+    #[error("it is not within 127.0.0.0/8")]
+    NotLoopback,
     /// A bare address.
     #[error("the prefix length is missing: one address is written as 198.18.0.1/32")]
     NoLength,
 }
 
+fn v4_mask(prefix_len: u8) -> u32 {
+    u32::MAX
+        .checked_shl(32 - u32::from(prefix_len))
+        .unwrap_or(0)
+}
+
 fn clear_host_bits(addr: IpAddr, prefix_len: u8) -> IpAddr {
     match addr {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX
-                .checked_shl(32 - u32::from(prefix_len))
-                .unwrap_or(0);
-            IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & mask))
-        }
+        IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & v4_mask(prefix_len))),
         IpAddr::V6(v6) => {
             let mask = u128::MAX
                 .checked_shl(128 - u32::from(prefix_len))

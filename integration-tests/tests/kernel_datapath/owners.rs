@@ -7,7 +7,8 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use isthmus_accel_abi::{Counter, PodConfig};
+use isthmus_accel_abi::{Counter, GroupKey, PodConfig, PodFlags, RuleList};
+use isthmus_accel_core::MapOp;
 
 use crate::fixture::{
     APP, Fixture, PROXY, Pod, SOCKADDR_BYTES, VIP, original_dst, sockaddr, tcp_socket, wait_until,
@@ -70,6 +71,29 @@ fn the_proxys_user_and_group_are_the_pods_own() {
         ("its group", 0, 3000, &direct),
         ("its user as a group", 0, 2000, &proxy),
         ("Istio's user and group", PROXY, PROXY, &proxy),
+    ] {
+        let connect = || TcpStream::connect(VIP).expect("somebody listens");
+        let _client = pod.spawn_as(uid, gid, connect).join().expect(name);
+        listener.accept().expect(name);
+    }
+}
+
+#[test]
+fn owner_groups_are_the_sockets_own() {
+    let (pod, direct, proxy) = pod_with_service();
+    let mut fixture = Fixture::load();
+    let group = GroupKey {
+        netns_cookie: pod.cookie,
+        list: RuleList::EXCLUDE_OUTBOUND,
+        gid: 2000,
+    };
+    fixture.apply(MapOp::PutGroup(group));
+    let config = PodConfig::istio_default();
+    let flags = config.flags.with(PodFlags::EXCLUDES_GROUPS);
+    fixture.add_pod_as(&pod, PodConfig { flags, ..config });
+    for (name, uid, gid, listener) in [
+        ("O9: the group", APP, 2000, &direct),
+        ("a user of the same number", 2000, APP, &proxy),
     ] {
         let connect = || TcpStream::connect(VIP).expect("somebody listens");
         let _client = pod.spawn_as(uid, gid, connect).join().expect(name);

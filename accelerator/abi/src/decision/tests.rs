@@ -24,6 +24,7 @@ pub(crate) struct Table {
     pub(crate) pods: BTreeMap<u64, PodConfig>,
     pub(crate) owners: BTreeMap<[u8; 16], u64>,
     pub(crate) ports: BTreeSet<PortKey>,
+    pub(crate) groups: BTreeSet<GroupKey>,
     pub(crate) ranges: BTreeSet<CidrKey>,
 }
 
@@ -38,6 +39,10 @@ impl Rules for Table {
 
     fn has_port(&self, key: &PortKey) -> bool {
         self.ports.contains(key)
+    }
+
+    fn has_group(&self, key: &GroupKey) -> bool {
+        self.groups.contains(key)
     }
 
     fn has_addr(&self, key: &CidrKey) -> bool {

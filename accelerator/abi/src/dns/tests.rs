@@ -6,7 +6,9 @@ use std::{net::IpAddr, vec, vec::Vec};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Hop, PassCause, Redirect, Verdict, decide, decision::tests::Table, v4_mapped};
+use crate::{
+    GroupKey, Hop, PassCause, Redirect, Verdict, decide, decision::tests::Table, v4_mapped,
+};
 
 const NETNS: u64 = 11;
 const POD_V4: &str = "198.18.0.1";
@@ -65,6 +67,15 @@ fn queries_go_to_the_agent_by_istios_rules() {
         ports: [PortKey::new(NETNS, RuleList::EXCLUDE_OUTBOUND, DNS_PORT)].into(),
         ..all()
     };
+    let without_group = || Table {
+        groups: [GroupKey {
+            netns_cookie: NETNS,
+            list: RuleList::EXCLUDE_OUTBOUND,
+            gid: APP,
+        }]
+        .into(),
+        ..pod(ANY.with(PodFlags::EXCLUDES_GROUPS), &[])
+    };
     let app = |addr| query(APP, APP, addr);
     let from = |source, addr| Dial {
         source: bytes(source),
@@ -82,6 +93,12 @@ fn queries_go_to_the_agent_by_istios_rules() {
     let cases = [
         ("D1", resolvers(), app("198.19.0.53"), to_agent),
         ("D1, IPv6", resolvers(), app("fd00:53::1"), to_agent),
+        (
+            "O9 comes before D1",
+            without_group(),
+            app("198.19.0.53"),
+            pass(DnsPass::GroupExcluded),
+        ),
         ("D1, on loopback", resolvers(), app("127.0.0.1"), to_agent),
         (
             "0.0.0.0 is this host",

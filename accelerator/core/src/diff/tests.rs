@@ -9,6 +9,7 @@ use super::*;
 
 const APP: u32 = 1000;
 const PODS: [u64; 3] = [1, 2, 3];
+const GROUPS: [u32; 2] = [APP, 2000];
 const PORTS: [u16; 3] = [80, 443, 9300];
 const PROXY: u32 = 1337;
 
@@ -225,6 +226,9 @@ fn mixed(cookie: u64, own: &State, others: &State) -> State {
         state
             .cidrs
             .extend(from.cidrs.iter().filter(|key| belongs(key.netns_cookie())));
+        state
+            .groups
+            .extend(from.groups.iter().filter(|key| belongs(key.netns_cookie)));
     }
     state
 }
@@ -244,6 +248,17 @@ fn any_state() -> impl Strategy<Value = State> {
     let cookie = || prop::sample::select(PODS.to_vec());
     let port = (cookie(), list.clone(), prop::sample::select(PORTS.to_vec()))
         .prop_map(|(cookie, list, port)| PortKey::new(cookie, list, port.to_be_bytes()));
+    let outbound = [RuleList::EXCLUDE_OUTBOUND, RuleList::INCLUDE_OUTBOUND].to_vec();
+    let group = (
+        cookie(),
+        prop::sample::select(outbound),
+        prop::sample::select(GROUPS.to_vec()),
+    );
+    let group = group.prop_map(|(netns_cookie, list, gid)| GroupKey {
+        netns_cookie,
+        list,
+        gid,
+    });
     let cidr = (cookie(), list, 0..8_u8, 28..=32_u8)
         .prop_map(|(cookie, list, host, bits)| CidrKey::v4(cookie, list, [198, 18, 0, host], bits));
     let flags = prop::sample::subsequence(
@@ -251,8 +266,10 @@ fn any_state() -> impl Strategy<Value = State> {
             PodFlags::OUTBOUND_ALL,
             PodFlags::INBOUND_ALL,
             PodFlags::LOOPBACK_IN_RANGES,
+            PodFlags::EXCLUDES_GROUPS,
+            PodFlags::ONLY_GROUPS,
         ],
-        0..=3,
+        0..=5,
     );
     let config = (prop::sample::select(vec![PROXY, APP]), flags).prop_map(|(proxy_uid, flags)| {
         let flags = flags.into_iter().fold(PodFlags::NONE, PodFlags::with);
@@ -264,27 +281,32 @@ fn any_state() -> impl Strategy<Value = State> {
     });
     let pods = prop::collection::btree_map(cookie(), config, 0..=3);
     let addrs = prop::collection::btree_map(0..8_u8, cookie(), 0..=5);
-    (pods, addrs, btree_set(port, 0..12), btree_set(cidr, 0..8)).prop_map(
-        |(pods, addrs, ports, cidrs)| State {
-            addrs: addrs
-                .into_iter()
-                .map(|(host, owner)| (addr(host), owner))
-                .collect(),
-            cidrs,
-            pods,
-            ports,
-        },
-    )
+    let rules = (
+        btree_set(port, 0..12),
+        btree_set(cidr, 0..8),
+        btree_set(group, 0..8),
+    );
+    (pods, addrs, rules).prop_map(|(pods, addrs, (ports, cidrs, groups))| State {
+        addrs: addrs
+            .into_iter()
+            .map(|(host, owner)| (addr(host), owner))
+            .collect(),
+        cidrs,
+        groups,
+        pods,
+        ports,
+    })
 }
 
 fn any_dial() -> impl Strategy<Value = Dial> {
     let uid = prop::sample::select(vec![APP, PROXY]);
     let port = prop::sample::select(PORTS.to_vec());
     let netns = prop::sample::select(PODS.to_vec());
-    (netns, uid, 0..9_u8, port).prop_map(|(netns_cookie, uid, host, port)| Dial {
+    let gid = prop::sample::select(GROUPS.to_vec());
+    (netns, uid, gid, 0..9_u8, port).prop_map(|(netns_cookie, uid, gid, host, port)| Dial {
         netns_cookie,
         uid,
-        gid: APP,
+        gid,
         source: v4_mapped([0; 4]),
         // The last one is loopback, but not the address that is always left alone.
         destination: if host == 8 {
@@ -301,6 +323,7 @@ fn pod(cookie: u64, config: PodConfig, rules: &[(RuleList, u16)], addrs: &[u8]) 
     State {
         addrs: addrs.iter().map(|host| (addr(*host), cookie)).collect(),
         cidrs: BTreeSet::new(),
+        groups: BTreeSet::new(),
         pods: [(cookie, config)].into(),
         ports: rules.iter().map(key).collect(),
     }
@@ -314,6 +337,8 @@ fn render_op(op: &MapOp) -> String {
     match op {
         MapOp::PutPort(key) => format!("+{} {}", key.list().name(), key.port()),
         MapOp::PutCidr(key) => format!("+{} {:?}", key.list().name(), key.addr()),
+        MapOp::PutGroup(key) => format!("+{} group {}", key.list.name(), key.gid),
+        MapOp::RemoveGroup(key) => format!("-{} group {}", key.list.name(), key.gid),
         MapOp::PutPod { netns_cookie, .. } => format!("+pod {netns_cookie}"),
         MapOp::PutAddr { addr, .. } => format!("+addr {}", addr[15]),
         MapOp::RemoveAddr { addr } => format!("-addr {}", addr[15]),

@@ -1,6 +1,6 @@
 //! What becomes of pods: entries within the bounds, and refusals beyond them.
 
-use std::net::Ipv4Addr;
+use isthmus_api::node_config::LoopbackRange;
 
 use super::*;
 
@@ -18,6 +18,8 @@ fn turns_a_policy_into_entries() {
         inbound_ports: PortCapture::Only([8080].into()),
         ipv6: Ipv6Capture::WithAddress,
         app_acceleration: AppAcceleration::Off,
+        owner_groups: GroupCapture::Only([2000].into()),
+        direct_loopback: LoopbackRange::parse("127.0.0.0/8").expect("a range"),
     };
     let addrs = ["198.18.0.1", "2001:db8::1"].map(|addr| addr.parse().expect(addr));
     let pod = ResolvedPod {
@@ -54,18 +56,22 @@ fn turns_a_policy_into_entries() {
         state.addrs,
         [(v4_mapped([198, 18, 0, 1]), 7), (own_v6, 7)].into()
     );
-    let flags = PodFlags::LOOPBACK_IN_RANGES.with(PodFlags::IPV6);
-    assert_eq!(
-        state.pods,
-        [(
-            7,
-            PodConfig {
-                flags,
-                ..PodConfig::istio_default()
-            }
-        )]
-        .into()
-    );
+    let group = GroupKey {
+        netns_cookie: 7,
+        list: RuleList::INCLUDE_OUTBOUND,
+        gid: 2000,
+    };
+    assert_eq!(state.groups, [group].into());
+    let flags = PodFlags::LOOPBACK_IN_RANGES
+        .with(PodFlags::IPV6)
+        .with(PodFlags::ONLY_GROUPS);
+    let config = PodConfig {
+        flags,
+        direct_loopback: [127, 0, 0, 0],
+        direct_loopback_mask: [255, 0, 0, 0],
+        ..PodConfig::istio_default()
+    };
+    assert_eq!(state.pods, [(7, config)].into());
 }
 
 #[test]
@@ -127,17 +133,8 @@ fn refuses_pods_that_are_in_the_way_or_too_large() {
         pods: BTreeMap<PodName, ResolvedPod>,
         refused: &'static [(&'static str, &'static str)],
     }
-    let many_ports = TrafficPolicy {
-        include_outbound_ports: (0..600).collect(),
-        ..policy()
-    };
-    let many_ranges = TrafficPolicy {
-        exclude_outbound_ranges: (0..600_u32)
-            .map(|index| {
-                let addr = Ipv4Addr::from_bits(index << 8);
-                IpRange::parse(&format!("{addr}/24")).expect("a range")
-            })
-            .collect(),
+    let every_port = TrafficPolicy {
+        include_outbound_ports: (0..=u16::MAX).collect(),
         ..policy()
     };
     let cases = [
@@ -180,34 +177,35 @@ fn refuses_pods_that_are_in_the_way_or_too_large() {
             )],
         },
         Case {
-            name: "too many ports; the next pod is served",
+            name: "a pod may have any number of rules, and who comes after it finds less room",
             pods: named(&[
                 (
                     "default/a",
                     ResolvedPod {
-                        policy: many_ports,
+                        policy: TrafficPolicy {
+                            exclude_outbound_ports: BTreeSet::new(),
+                            inbound_ports: PortCapture::Only(BTreeSet::new()),
+                            ..every_port.clone()
+                        },
                         ..resolved(1, &[1])
                     },
                 ),
                 ("default/b", resolved(2, &[2])),
+                (
+                    "default/c",
+                    ResolvedPod {
+                        policy: TrafficPolicy {
+                            exclude_outbound_ports: BTreeSet::new(),
+                            inbound_ports: PortCapture::Only(BTreeSet::new()),
+                            ..policy()
+                        },
+                        ..resolved(3, &[3])
+                    },
+                ),
             ]),
             refused: &[(
-                "default/a",
-                "it has 605 ports in its lists, over the limit of 512 for a pod",
-            )],
-        },
-        Case {
-            name: "too many ranges",
-            pods: named(&[(
-                "default/a",
-                ResolvedPod {
-                    policy: many_ranges,
-                    ..resolved(1, &[1])
-                },
-            )]),
-            refused: &[(
-                "default/a",
-                "it has 600 ranges in its lists, over the limit of 512 for a pod",
+                "default/b",
+                "the node has no room for it: with its 5 there were 65541, and at most 65536 ports in lists fit",
             )],
         },
     ];
@@ -251,7 +249,7 @@ fn a_full_node_refuses_the_rest() {
     let refused: Vec<String> = plan.refused.values().map(ToString::to_string).collect();
     assert_eq!(
         refused,
-        ["the node has no room for it: at most 1024 pods"; 2]
+        ["the node has no room for it: with its 1 there were 1025, and at most 1024 pods fit"; 2]
     );
     assert!(plan.state.ports.len() <= MAX_PLANNED_PORT_RULES);
 }
@@ -284,6 +282,8 @@ fn policy() -> TrafficPolicy {
         inbound_ports: PortCapture::AllBut([15020, 15021, 15090].into()),
         ipv6: Ipv6Capture::WithAddress,
         app_acceleration: AppAcceleration::Off,
+        owner_groups: GroupCapture::default(),
+        direct_loopback: LoopbackRange::default(),
     }
 }
 

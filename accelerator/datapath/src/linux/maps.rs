@@ -9,7 +9,7 @@ use std::{
 
 use bytemuck::Pod;
 use isthmus_accel_abi::{
-    CidrKey, Counter, End, Handshake, Histogram, HopKey, HopStats, LatencyKey, PodConfig,
+    CidrKey, Counter, End, GroupKey, Handshake, Histogram, HopKey, HopStats, LatencyKey, PodConfig,
     PodVerdicts, PortKey, Settings, SockKey, TupleEntry, map,
 };
 
@@ -226,6 +226,7 @@ pub(crate) struct Maps {
     pub(crate) pods: TypedMap<u64, PodConfig>,
     pub(crate) addrs: TypedMap<[u8; 16], u64>,
     pub(crate) ports: TypedMap<PortKey, u32>,
+    pub(crate) groups: TypedMap<GroupKey, u32>,
     pub(crate) cidrs: TypedMap<CidrKey, u32>,
     pub(crate) handshakes: TypedMap<u64, Handshake>,
     pub(crate) tuples: TypedMap<SockKey, TupleEntry>,
@@ -244,6 +245,7 @@ impl Maps {
             pods: TypedMap::open(pins, map::PODS)?,
             addrs: TypedMap::open(pins, map::POD_ADDRS)?,
             ports: TypedMap::open(pins, map::PORT_RULES)?,
+            groups: TypedMap::open(pins, map::GROUP_RULES)?,
             cidrs: TypedMap::open(pins, map::CIDR_RULES)?,
             handshakes: TypedMap::open(pins, map::HANDSHAKES)?,
             tuples: TypedMap::open(pins, map::ORIG_DST_BY_TUPLE)?,

@@ -1,4 +1,4 @@
-//! Both families, and what a proxy dials of its own pod.
+//! Both families, owner groups, and what a proxy dials of its own pod.
 
 use super::*;
 
@@ -285,5 +285,88 @@ fn to_dial_no_address_is_to_dial_oneself() {
             ..dial_v6(APP, destination, 80)
         };
         assert_eq!(dial.routed().destination, routed, "{name}");
+    }
+}
+
+fn group_rule(table: &mut Table, list: RuleList, gid: u32) {
+    table.groups.insert(GroupKey {
+        netns_cookie: CLIENT,
+        list,
+        gid,
+    });
+}
+
+fn only_group_2000(table: &mut Table) {
+    set_flags(
+        table,
+        CLIENT,
+        PodFlags::OUTBOUND_ALL.with(PodFlags::ONLY_GROUPS),
+    );
+    group_rule(table, RuleList::INCLUDE_OUTBOUND, 2000);
+}
+
+fn all_but_group_2000(table: &mut Table) {
+    set_flags(
+        table,
+        CLIENT,
+        PodFlags::OUTBOUND_ALL.with(PodFlags::EXCLUDES_GROUPS),
+    );
+    group_rule(table, RuleList::EXCLUDE_OUTBOUND, 2000);
+}
+
+#[test]
+fn owner_groups_are_captured_or_left_out() {
+    type Row = (&'static str, fn(&mut Table), Dial, Verdict);
+    let excluded = Verdict::Pass(PassCause::GroupExcluded);
+    let to_server = decide(&dial(PROXY, PROXY, SERVER_IP, 8080), &table(|_| ()));
+    let rows: [Row; 7] = [
+        (
+            "O9: a listed group",
+            only_group_2000,
+            dial(APP, 2000, VIP, 80),
+            to_outbound(),
+        ),
+        (
+            "O9: another group",
+            only_group_2000,
+            dial(APP, APP, VIP, 80),
+            excluded,
+        ),
+        (
+            "O9: an excluded group",
+            all_but_group_2000,
+            dial(APP, 2000, VIP, 80),
+            excluded,
+        ),
+        (
+            "O9: a group that is not",
+            all_but_group_2000,
+            dial(APP, APP, VIP, 80),
+            to_outbound(),
+        ),
+        (
+            "O9: a user is no group",
+            all_but_group_2000,
+            dial(2000, APP, VIP, 80),
+            to_outbound(),
+        ),
+        (
+            "O5 comes before O9",
+            only_group_2000,
+            dial(PROXY, PROXY, SERVER_IP, 8080),
+            to_server,
+        ),
+        (
+            "O9 comes before O12",
+            |t| {
+                all_but_group_2000(t);
+                port_rule(t, CLIENT, RuleList::INCLUDE_OUTBOUND, 80);
+            },
+            dial(APP, 2000, VIP, 80),
+            excluded,
+        ),
+    ];
+    for (name, edit, dial, verdict) in rows {
+        assert_eq!(decide(&dial, &table(edit)), verdict, "{name}");
     }
 }
