@@ -17,6 +17,9 @@ Examples:
   # How much of each hop skips TCP/IP, as JSON
   isthmus-accelerator status -o json
 
+  # What a pod dials from here on, and what becomes of it
+  isthmus-accelerator flows --follow --pod default/client
+
   # Remove everything from the kernel
   isthmus-accelerator detach
 
@@ -37,6 +40,18 @@ The file:
 Prints one line to stdout when the pods are loaded, `ready: ...`; logs go to stderr (RUST_LOG=debug shows
 more). SIGHUP reads the file again. SIGTERM and SIGINT end the agent and leave everything loaded: traffic goes
 on to be accelerated, and the next `run` takes over.";
+
+const FLOWS_EXAMPLES: &str = "\
+Each connection is told of when it is decided upon, established and closed; where it is accepted by a pod of
+this node, that end is told of too. The agent keeps the last 4,096. Unless it runs with --flows=on, the
+programs tell only while somebody looks, so that what was before is not shown.
+
+Examples:
+  # Whatever was left alone, and by which of Istio's rules
+  isthmus-accelerator flows --follow --verdict passed
+
+  # The last 100, for jq
+  isthmus-accelerator flows --last 100 -o json";
 
 const DETACH_EXAMPLES: &str = "\
 Removes programs, maps and pins. Connections go on by TCP. Asks for the agent to be stopped first: it would
@@ -61,6 +76,8 @@ pub enum Command {
     Run(Run),
     /// Show programs, pods and how much of each hop skips TCP/IP. Needs no running agent.
     Status(Status),
+    /// Show connections one by one: who dialled what, where it went and why.
+    Flows(Flows),
     /// Remove everything from the kernel.
     Detach(Detach),
     /// Show what the accelerator needs of this machine, and what is missing.
@@ -93,6 +110,10 @@ pub struct Run {
     /// Whether messages between sockets of this node may skip TCP/IP.
     #[arg(default_value = "auto", long, value_enum, value_name = "WHEN")]
     pub sockmap: Sockmap,
+
+    /// When the programs tell about single connections, for `isthmus-accelerator flows`.
+    #[arg(default_value = "auto", long, value_enum, value_name = "WHEN")]
+    pub flows: FlowsWhen,
 
     /// Address for /livez, /readyz and /metrics; none if left out.
     #[arg(long, value_name = "ADDR")]
@@ -133,6 +154,72 @@ pub struct Status {
         reason = "a doc comment would replace the one of the flattened options"
     )]
     pub places: Places,
+}
+
+/// Shows connections one by one, as the running agent is told of them.
+#[derive(Args, Debug)]
+#[command(after_help = FLOWS_EXAMPLES)]
+pub struct Flows {
+    /// Go on with those that come.
+    #[arg(long, short)]
+    pub follow: bool,
+
+    /// How many of those that the agent has kept come first.
+    #[arg(default_value_t = 20, long, value_name = "NUMBER")]
+    pub last: usize,
+
+    /// The pod at either end, as NAMESPACE/NAME; NAMESPACE/ stands for all of a namespace.
+    #[arg(long, value_name = "POD")]
+    pub pod: Option<String>,
+
+    /// The port at either end, as dialled or as rewritten.
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+
+    /// What was decided when it was dialled.
+    #[arg(long, value_enum, value_name = "VERDICT")]
+    pub verdict: Option<FlowVerdict>,
+
+    /// How to print a flow: a line of columns, or of JSON in the fields of Hubble's flows.
+    #[arg(
+        default_value = "table",
+        long,
+        short,
+        value_enum,
+        value_name = "FORMAT"
+    )]
+    pub output: Output,
+
+    #[command(flatten)]
+    #[allow(
+        missing_docs,
+        reason = "a doc comment would replace the one of the flattened options"
+    )]
+    pub places: Places,
+}
+
+/// What was decided about a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum FlowVerdict {
+    /// Sent to a proxy.
+    Redirected,
+    /// The proxy's own dial to its application, left as it is.
+    Followed,
+    /// Left alone.
+    Passed,
+    /// Left alone because a map was full.
+    NoRoom,
+}
+
+/// When the programs tell about single connections.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum FlowsWhen {
+    /// While anybody looks.
+    Auto,
+    /// Never.
+    Off,
+    /// Always.
+    On,
 }
 
 /// Removes programs, maps and pins.

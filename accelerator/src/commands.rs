@@ -2,30 +2,41 @@
 
 use std::{
     fmt::Write as _,
+    fs,
     io::{self, IsTerminal, Write},
     path::Path,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
-use isthmus_accel_abi::{SettingsMode, program};
+use isthmus_accel_abi::{FlowMode, PassCause, SettingsMode, VerdictCode, program};
 use isthmus_accel_datapath::{
     Datapath, DatapathError, Mechanism,
-    linux::{self, DetachReport, LinuxDatapath, LoadOptions, Patience, Unread},
+    linux::{self, DetachReport, FlowReader, LinuxDatapath, LoadOptions, Patience, Unread},
     probe as datapath_probe,
 };
 use serde::Serialize;
+use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     admin,
-    cli::{Cli, Command, Detach, LogFormat, Output, Probe, Run, Sockmap, Status},
+    cli::{
+        Cli, Command, Detach, FlowVerdict, Flows, FlowsWhen, LogFormat, Output, Probe, Run,
+        Sockmap, Status,
+    },
     error::{CommandError, EXIT_MISSING, render_chain},
     exclusive::Exclusive,
+    flows::{
+        filter::Filter,
+        hub::{Hub, Request, Telling},
+        view,
+    },
     probe::{self, Report},
     rights,
     run::{self, Home},
-    runtime_dir::RuntimeDir,
+    runtime_dir::{Roster, RuntimeDir},
     status::{self, AgentStatus, Origin},
 };
 
@@ -37,6 +48,7 @@ use crate::{
 pub fn execute(cli: Cli, out: &mut (dyn Write + Send)) -> Result<ExitCode, CommandError> {
     match cli.command {
         Command::Detach(args) => detach(&args, out),
+        Command::Flows(args) => show_flows(args, out),
         Command::Probe(args) => show_probe(&args, out),
         Command::Run(args) => run(args, out),
         Command::Status(args) => show_status(args, out),
@@ -70,6 +82,10 @@ async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandEr
             Sockmap::Auto => SettingsMode::SOCKMAP,
             Sockmap::Off => SettingsMode::REDIRECT_ONLY,
         },
+        flows: match args.flows {
+            FlowsWhen::On => FlowMode::ON,
+            FlowsWhen::Auto | FlowsWhen::Off => FlowMode::OFF,
+        },
         ..LoadOptions::default()
     };
     let datapath = load(&args.places.pin_dir, &cgroup_root, &options)?;
@@ -85,8 +101,23 @@ async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandEr
     if adopted > 0 {
         tracing::info!(pods = adopted, "taken over from an earlier agent");
     }
+    let names = watch::Sender::new(Arc::default());
+    let telling = match args.flows {
+        FlowsWhen::Auto => Some(Telling::Auto),
+        FlowsWhen::Off => None,
+        FlowsWhen::On => Some(Telling::Always),
+    };
+    if let Some(telling) = telling {
+        tell_flows(
+            datapath.flow_reader()?,
+            runtime_dir.flows(),
+            &names,
+            telling,
+        );
+    }
     let home = Home {
         mode: datapath.mode()?.into(),
+        names,
         pin_dir: args.places.pin_dir,
         runtime_dir,
     };
@@ -94,7 +125,27 @@ async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandEr
         Some(addr) => Some(admin::serve(addr).await?),
         None => None,
     };
-    run::run(datapath, file, home, questions, out).await
+    let socket = home.runtime_dir.flows().to_owned();
+    let ended = run::run(datapath, file, home, questions, out).await;
+    // As long as the lock is held, it is ours.
+    let _was_there = fs::remove_file(socket);
+    ended
+}
+
+// Without it traffic is what it was, and the agent too.
+fn tell_flows(
+    reader: FlowReader,
+    socket: &Path,
+    names: &watch::Sender<Arc<Roster>>,
+    telling: Telling,
+) {
+    match Hub::new(reader, socket, names.subscribe(), telling) {
+        Ok(hub) => drop(tokio::spawn(hub.run())),
+        Err(error) => {
+            let socket = socket.display();
+            tracing::warn!(%error, "flows cannot be told: {socket} cannot be listened on");
+        }
+    }
 }
 
 // A half-loaded first attempt serves nobody, and must not be found by `status`. What an earlier agent
@@ -143,6 +194,27 @@ fn show_status(args: Status, out: &mut dyn Write) -> Result<ExitCode, CommandErr
         Output::Json => print_json(out, &status)?,
         Output::Table => print(out, &status::render_table(&status))?,
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_flows(args: Flows, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, &args.places.pin_dir);
+    let verdict = args.verdict.map(|verdict| match verdict {
+        FlowVerdict::Followed => VerdictCode::FOLLOWED.name(),
+        FlowVerdict::NoRoom => VerdictCode::NO_ROOM.name(),
+        FlowVerdict::Passed => VerdictCode::passed(PassCause::NotInPod).name(),
+        FlowVerdict::Redirected => VerdictCode::REDIRECTED.name(),
+    });
+    let request = Request {
+        filter: Filter {
+            pod: args.pod,
+            port: args.port,
+            verdict: verdict.map(str::to_owned),
+        },
+        last: args.last,
+        is_following: args.follow,
+    };
+    view::view(runtime_dir.flows(), &request, args.output, out)?;
     Ok(ExitCode::SUCCESS)
 }
 

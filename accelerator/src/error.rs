@@ -5,7 +5,8 @@ use std::{error::Error, io, net::SocketAddr};
 use isthmus_accel_datapath::DatapathError;
 
 use crate::{
-    config_file::ConfigFileError, exclusive::ExclusiveError, runtime_dir::RuntimeDirError,
+    config_file::ConfigFileError, exclusive::ExclusiveError, flows::view::ViewError,
+    runtime_dir::RuntimeDirError,
 };
 
 /// Exit code for a machine, or a user, that lacks something.
@@ -33,6 +34,9 @@ pub enum CommandError {
     /// The kernel.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
+    /// Flows, asked for.
+    #[error(transparent)]
+    View(#[from] ViewError),
     /// The answer could not be printed.
     #[error("the answer cannot be written to stdout")]
     Output(#[source] io::Error),

@@ -22,6 +22,7 @@ pub mod config_file;
 pub mod dir_lock;
 pub mod error;
 pub mod exclusive;
+pub mod flows;
 pub mod metrics;
 pub mod probe;
 pub mod resolve;

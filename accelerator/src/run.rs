@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -11,7 +12,7 @@ use isthmus_accel_datapath::{Datapath, DatapathError};
 use isthmus_api::node_config::NodeConfig;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, interval, sleep_until},
 };
 
@@ -41,6 +42,8 @@ const COALESCE: Duration = Duration::from_millis(20);
 pub struct Home {
     /// What the programs may do.
     pub mode: Mode,
+    /// Where it says what it knows of its pods, for whoever shows their names.
+    pub names: watch::Sender<Arc<Roster>>,
     /// The pins.
     pub pin_dir: PathBuf,
     /// The lock and the names.
@@ -270,6 +273,7 @@ impl<D: Datapath> Rounds<D> {
         if self.roster.as_ref() == Some(&roster) {
             return;
         }
+        self.home.names.send_replace(Arc::new(roster.clone()));
         match self.home.runtime_dir.write_roster(&roster) {
             Ok(()) => self.roster = Some(roster),
             Err(error) => {

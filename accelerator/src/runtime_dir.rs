@@ -46,9 +46,10 @@ pub enum RuntimeDirError {
     },
 }
 
-/// The two files that belong to one pin directory.
+/// The files that belong to one pin directory.
 #[derive(Clone, Debug)]
 pub struct RuntimeDir {
+    flows: PathBuf,
     lock: PathBuf,
     pin_dir: PathBuf,
     roster: PathBuf,
@@ -90,10 +91,17 @@ impl RuntimeDir {
     pub fn new(dir: &Path, pin_dir: &Path) -> Self {
         let name = file_name(pin_dir);
         Self {
+            flows: dir.join(format!("{name}.flows.sock")),
             lock: dir.join(format!("{name}.lock")),
             pin_dir: pin_dir.to_owned(),
             roster: dir.join(format!("{name}.pods.json")),
         }
+    }
+
+    /// Returns the socket at which the agent tells of connections.
+    #[must_use]
+    pub fn flows(&self) -> &Path {
+        &self.flows
     }
 
     /// Becomes the one agent of the pin directory.
@@ -173,14 +181,14 @@ impl RuntimeDir {
         read().unwrap_or_default()
     }
 
-    /// Removes both files, and the directory if it is empty then. Returns what was removed.
+    /// Removes the files, and the directory if it is empty then. Returns what was removed.
     ///
     /// # Errors
     ///
     /// Returns [`RuntimeDirError::Io`] if a file is there but cannot be removed.
     pub fn remove(&self) -> Result<Vec<PathBuf>, RuntimeDirError> {
         let mut removed = Vec::new();
-        for path in [&self.roster, &self.lock] {
+        for path in [&self.flows, &self.roster, &self.lock] {
             match fs::remove_file(path) {
                 Ok(()) => removed.push(path.clone()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

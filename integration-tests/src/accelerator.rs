@@ -25,6 +25,7 @@ const READY_DEADLINE: Duration = Duration::from_secs(20);
 /// A running agent and what it has in the kernel. Dropping it detaches everything.
 #[derive(Debug)]
 pub struct Accelerator {
+    args: Vec<OsString>,
     config: PathBuf,
     dir: PathBuf,
     pin_dir: PathBuf,
@@ -136,13 +137,15 @@ impl Accelerator {
             .context("a lab's directory has a name")?
             .to_string_lossy()
             .into_owned();
-        // The lab's prefix lets the next lab find it, should this one be killed.
-        let name = if name.starts_with(NAME_PREFIX) {
+        // The lab's prefix lets the next lab find it, should this one be killed. Who has another name looks
+        // after it.
+        let name = if name.starts_with("isthmus-") {
             name
         } else {
             format!("{NAME_PREFIX}{name}")
         };
         let accelerator = Self {
+            args: Vec::new(),
             config: dir.join("node.yaml"),
             dir: dir.to_owned(),
             pin_dir: Path::new(BPF_DIR).join(name.replace('.', "-")),
@@ -158,23 +161,43 @@ impl Accelerator {
     ///
     /// When it cannot be written.
     pub fn write_pods(&self, pods: &[&Pod]) -> Result<()> {
-        let render = |pod: &&Pod| {
+        let namespaces = pods.iter().map(|pod| (pod.name.as_str(), pod.netns.path()));
+        self.write_namespaces(namespaces)
+    }
+
+    /// The same, for pods of which only the names and the files of their namespaces matter.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn write_namespaces<'a>(
+        &self,
+        pods: impl IntoIterator<Item = (&'a str, PathBuf)>,
+    ) -> Result<()> {
+        let render = |(name, netns): (&str, PathBuf)| {
             json!({
-                "name": format!("default/{}", pod.name),
-                "netns": pod.netns.path(),
+                "name": format!("default/{name}"),
+                "netns": netns,
                 "proxyUID": User::Proxy.ids(),
                 "proxyGID": User::Proxy.ids(),
                 // The lab's applications use nothing that this changes.
                 "annotations": {"isthmus.io/accelerate-application": "writes"},
             })
         };
-        let pods: Vec<_> = pods.iter().map(render).collect();
+        let pods: Vec<_> = pods.into_iter().map(render).collect();
         let document =
             json!({"apiVersion": "isthmus.io/v1alpha1", "kind": "NodeConfig", "pods": pods});
         let draft = self.dir.join("node.yaml.draft");
         fs::write(&draft, serde_json::to_vec_pretty(&document)?)?;
         fs::rename(&draft, &self.config)
             .with_context(|| format!("{} could not be written", self.config.display()))
+    }
+
+    /// Adds arguments to the agent's `run`.
+    #[must_use]
+    pub fn with_args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(OsString::from));
+        self
     }
 
     /// Starts the agent and waits until `pods` pods are loaded.
@@ -199,6 +222,7 @@ impl Accelerator {
         // Other tests, and the machine's own agent, have other pods.
         args.push("--share-hooks".into());
         args.extend(self.places());
+        args.extend(self.args.iter().cloned());
         let mut process = Process::start(&Program {
             args,
             log_dir: &self.dir,
@@ -324,7 +348,12 @@ impl Accelerator {
         })
     }
 
-    fn command(&self, verb: &str) -> Result<Command> {
+    /// A command of the agent's program, about this agent.
+    ///
+    /// # Errors
+    ///
+    /// When the program is not built.
+    pub fn command(&self, verb: &str) -> Result<Command> {
         let mut command = Command::new(programs::own("isthmus-accelerator")?);
         command.arg(verb).args(self.places());
         Ok(command)

@@ -142,16 +142,6 @@ impl LinuxDatapath {
         )
     }
 
-    /// Starts or stops the programs' telling about single connections.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`DatapathError::Map`] if the map cannot be read or written.
-    pub fn switch_flows(&mut self, flows: FlowMode) -> Result<(), DatapathError> {
-        let settings = self.maps.settings.get(&0)?.unwrap_or_default();
-        self.maps.settings.put(&0, &Settings { flows, ..settings })
-    }
-
     /// Tells whether the programs tell about single connections.
     ///
     /// # Errors
@@ -379,8 +369,9 @@ impl LinuxDatapath {
     }
 }
 
-// The clock of `bpf_ktime_get_ns`.
-fn monotonic_ns() -> u64 {
+/// Returns `CLOCK_MONOTONIC` in nanoseconds: the clock of flow events (`bpf_ktime_get_ns`).
+#[must_use]
+pub fn monotonic_ns() -> u64 {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -124,6 +124,7 @@ impl Node {
         let pin_dir = PathBuf::from("/pins");
         let runtime_dir = RuntimeDir::new(dir.path(), &pin_dir);
         let home = Home {
+            names: tokio::sync::watch::channel(Arc::default()).0,
             mode: Mode::Sockmap,
             pin_dir,
             runtime_dir,

@@ -233,10 +233,9 @@ fn switched_off_nothing_is_told_but_everything_is_counted() {
     assert_eq!(reader.next_event(), None);
     assert_eq!(lost(&fixture), 0);
 
-    fixture
-        .datapath
-        .switch_flows(FlowMode::ON)
-        .expect("it can be written");
+    reader.switch(FlowMode::ON).expect("it can be written");
+    let is_on = fixture.datapath.flows().expect("it can be read") == FlowMode::ON;
+    assert!(is_on);
     let _client = pod.connect(APP, VIP).expect("the proxy listens");
     assert_eq!(read(&mut reader, 1)[0].kind, FlowKind::DECIDED);
 

@@ -6,19 +6,21 @@ use std::{
 };
 
 use aya::maps::{Map, MapData, RingBuf};
-use isthmus_accel_abi::{FlowEvent, map};
+use isthmus_accel_abi::{FlowEvent, FlowMode, Settings, map};
 
-use super::{pins::Pins, sys};
+use super::{maps::TypedMap, pins::Pins, sys};
 use crate::DatapathError;
 
 /// Reads flow events in the order in which the programs have begun to write them. Its descriptor is
 /// readable (poll, epoll) while there are any.
 pub struct FlowReader {
     ring: RingBuf<MapData>,
+    settings: TypedMap<u32, Settings>,
 }
 
 impl FlowReader {
     pub(crate) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        let settings = TypedMap::open(pins, map::SETTINGS)?;
         let failed = |source| DatapathError::Map {
             map: map::FLOWS,
             action: "opened",
@@ -28,7 +30,17 @@ impl FlowReader {
         let data = MapData::from_fd(fd).map_err(|error| failed(io::Error::other(error)))?;
         let ring = RingBuf::try_from(Map::RingBuf(data))
             .map_err(|error| failed(io::Error::other(error)))?;
-        Ok(Self { ring })
+        Ok(Self { ring, settings })
+    }
+
+    /// Starts or stops the programs' telling.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if the settings cannot be read or written.
+    pub fn switch(&self, flows: FlowMode) -> Result<(), DatapathError> {
+        let settings = self.settings.get(&0)?.unwrap_or_default();
+        self.settings.put(&0, &Settings { flows, ..settings })
     }
 
     /// Takes the next event. `None` says that there is none, so that the descriptor can be waited for.

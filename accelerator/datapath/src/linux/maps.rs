@@ -29,7 +29,7 @@ pub(crate) struct TypedMap<K, V> {
 }
 
 impl<K: Pod, V: Pod> TypedMap<K, V> {
-    fn open(pins: &Pins, name: &'static str) -> Result<Self, DatapathError> {
+    pub(crate) fn open(pins: &Pins, name: &'static str) -> Result<Self, DatapathError> {
         let path = pins.map(name);
         let failed = |source| DatapathError::Map {
             map: name,

@@ -1,0 +1,285 @@
+//! The one reader of the ring, inside the agent: keeps the last flows and hands them to viewers.
+//!
+//! A ring has one place from which it is read, so that two readers would each get a part; therefore
+//! viewers ask the agent, over a socket in the runtime directory. Request and answers are lines of JSON
+//! ([`Request`], [`Answer`]). A viewer that is too slow is told how many flows it has missed; the ring
+//! is emptied at the same speed whatever the viewers do.
+
+use std::{
+    collections::VecDeque,
+    io,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use isthmus_accel_abi::FlowMode;
+use isthmus_accel_datapath::linux::{FlowReader, monotonic_ns};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, unix::AsyncFd},
+    net::{UnixListener, UnixStream},
+    sync::{broadcast, watch},
+    task::JoinSet,
+    time::timeout,
+};
+
+use super::{Flow, Names, filter::Filter};
+use crate::runtime_dir::Roster;
+
+/// Flows that are kept for viewers to come, and that a slow viewer may lag behind: 2 MiB, a second at
+/// 1,000 connections a second.
+const MAX_KEPT_FLOWS: usize = 4_096;
+/// Viewers at a time: a few people and collectors.
+const MAX_VIEWERS: usize = 16;
+/// Events that are read before others get their turn.
+const BATCH: usize = 512;
+/// How long a viewer may take to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A request is a few names and numbers.
+const MAX_REQUEST_BYTES: u64 = 4_096;
+
+/// When the programs tell about single connections.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Telling {
+    /// While anybody looks.
+    Auto,
+    /// Always.
+    Always,
+}
+
+/// What a viewer asks for, one line.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Request {
+    /// Which flows.
+    pub filter: Filter,
+    /// How many of those that are kept.
+    pub last: usize,
+    /// Whether to go on with those that come.
+    pub is_following: bool,
+}
+
+/// What a viewer is told, one line each.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// A flow that meets the filter.
+    Flow(Box<Flow>),
+    /// So many flows came faster than they were taken.
+    Missed(u64),
+    /// Too many look already.
+    Busy {
+        /// How many may.
+        max_viewers: usize,
+    },
+}
+
+/// Reads the ring as long as the runtime lives.
+#[derive(Debug)]
+pub struct Hub {
+    kept: VecDeque<Arc<Flow>>,
+    listener: UnixListener,
+    live: broadcast::Sender<Arc<Flow>>,
+    names: Names,
+    reader: AsyncFd<FlowReader>,
+    roster: watch::Receiver<Arc<Roster>>,
+    telling: Telling,
+    viewers: JoinSet<()>,
+}
+
+impl Hub {
+    /// Listens at `socket`, in place of an agent that has not removed its own. Call it with the agent's
+    /// lock held, inside a runtime.
+    ///
+    /// # Errors
+    ///
+    /// Returns the kernel's answer if the socket cannot be made or the ring not be waited for.
+    pub fn new(
+        reader: FlowReader,
+        socket: &Path,
+        roster: watch::Receiver<Arc<Roster>>,
+        telling: Telling,
+    ) -> io::Result<Self> {
+        match std::fs::remove_file(socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        Ok(Self {
+            kept: VecDeque::new(),
+            listener: UnixListener::bind(socket)?,
+            live: broadcast::channel(MAX_KEPT_FLOWS).0,
+            names: Names::default(),
+            reader: wait_on(reader)?,
+            roster,
+            telling,
+            viewers: JoinSet::new(),
+        })
+    }
+
+    /// Works until it is dropped.
+    pub async fn run(mut self) {
+        loop {
+            tokio::select! {
+                connection = self.listener.accept() => match connection {
+                    Ok((stream, _)) => self.admit(stream),
+                    Err(error) => {
+                        tracing::warn!(%error, "a viewer of flows cannot be accepted");
+                        // Out of descriptors, most likely: it would fail again at once.
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                },
+                Some(_) = self.viewers.join_next() => self.switch(),
+                Ok(()) = self.roster.changed() => {
+                    self.names = Names::from(&**self.roster.borrow_and_update());
+                }
+                ready = self.reader.readable_mut() => match ready {
+                    Ok(mut ready) => {
+                        let (events, is_empty) = take(ready.get_inner_mut());
+                        if is_empty {
+                            ready.clear_ready();
+                        }
+                        self.publish(&events);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "flows can no longer be read");
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    fn publish(&mut self, events: &[isthmus_accel_abi::FlowEvent]) {
+        let boot_unix_ns = boot_unix_ns();
+        for event in events {
+            let flow = Arc::new(Flow::new(event, &self.names, boot_unix_ns));
+            if self.kept.len() == MAX_KEPT_FLOWS {
+                self.kept.pop_front();
+            }
+            self.kept.push_back(Arc::clone(&flow));
+            // Nobody may be looking.
+            let _ = self.live.send(flow);
+        }
+    }
+
+    fn admit(&mut self, stream: UnixStream) {
+        let is_allowed = stream
+            .peer_cred()
+            .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw());
+        if !is_allowed {
+            return;
+        }
+        if self.viewers.len() >= MAX_VIEWERS {
+            let refusal = Answer::Busy {
+                max_viewers: MAX_VIEWERS,
+            };
+            // Small enough for the empty buffer of a new socket.
+            let _ = stream.try_write(&line(&refusal));
+            return;
+        }
+        let kept: Vec<Arc<Flow>> = self.kept.iter().map(Arc::clone).collect();
+        let live = self.live.subscribe();
+        self.viewers.spawn(async move {
+            if let Err(error) = serve(stream, kept, live).await {
+                tracing::debug!(%error, "a viewer of flows has gone");
+            }
+        });
+        self.switch();
+    }
+
+    // What is off costs nothing, and nobody would see it.
+    fn switch(&self) {
+        if self.telling == Telling::Always {
+            return;
+        }
+        let flows = if self.viewers.is_empty() {
+            FlowMode::OFF
+        } else {
+            FlowMode::ON
+        };
+        if let Err(error) = self.reader.get_ref().switch(flows) {
+            let error = crate::error::render_chain(&error);
+            tracing::warn!("flows cannot be switched: {error}");
+        }
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "what replaces it is unsafe, for types that name one descriptor and close another; this one owns its own"
+)]
+fn wait_on(reader: FlowReader) -> io::Result<AsyncFd<FlowReader>> {
+    AsyncFd::new(reader)
+}
+
+fn take(reader: &mut FlowReader) -> (Vec<isthmus_accel_abi::FlowEvent>, bool) {
+    let mut events = Vec::new();
+    while events.len() < BATCH {
+        match reader.next_event() {
+            Some(event) => events.push(event),
+            None => return (events, true),
+        }
+    }
+    (events, false)
+}
+
+// Anew each time, since the clock of the day may be set.
+fn boot_unix_ns() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let unix_ns = since_1970.map_or(0, |duration| duration.as_nanos());
+    u64::try_from(unix_ns)
+        .unwrap_or(u64::MAX)
+        .saturating_sub(monotonic_ns())
+}
+
+async fn serve(
+    mut stream: UnixStream,
+    kept: Vec<Arc<Flow>>,
+    mut live: broadcast::Receiver<Arc<Flow>>,
+) -> io::Result<()> {
+    let (reading, mut writing) = stream.split();
+    let mut reading = BufReader::new(reading.take(MAX_REQUEST_BYTES));
+    let mut text = String::new();
+    timeout(PATIENCE, reading.read_line(&mut text)).await??;
+    let request: Request = serde_json::from_str(&text)?;
+
+    let mut wanted: Vec<&Arc<Flow>> = kept
+        .iter()
+        .rev()
+        .filter(|flow| request.filter.matches(flow))
+        .take(request.last)
+        .collect();
+    wanted.reverse();
+    for flow in wanted {
+        let answer = Answer::Flow(Box::new(Flow::clone(flow)));
+        writing.write_all(&line(&answer)).await?;
+    }
+    drop(kept);
+    if !request.is_following {
+        return Ok(());
+    }
+
+    // The viewer says nothing more: an answer to this read is its end.
+    let mut end = [0; 1];
+    loop {
+        let answer = tokio::select! {
+            _ = reading.read(&mut end) => return Ok(()),
+            flow = live.recv() => match flow {
+                Ok(flow) if request.filter.matches(&flow) => {
+                    Answer::Flow(Box::new(Flow::clone(&flow)))
+                }
+                Ok(_) => continue,
+                Err(broadcast::error::RecvError::Lagged(missed)) => Answer::Missed(missed),
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            },
+        };
+        writing.write_all(&line(&answer)).await?;
+    }
+}
+
+fn line(answer: &Answer) -> Vec<u8> {
+    // Numbers and strings: there is nothing in it that JSON has no form for.
+    let mut line = serde_json::to_vec(answer).unwrap_or_default();
+    line.push(b'\n');
+    line
+}

@@ -1,0 +1,146 @@
+//! A pod without a container, and an agent for it alone.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4, TcpListener},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use isthmus_accel_datapath::linux::{Patience, detach};
+use isthmus_integration_tests::{
+    accelerator::{Accelerator, BPF_DIR},
+    netns::{self, NETNS_DIR, Netns},
+};
+use tempfile::TempDir;
+
+/// User of the application.
+pub(crate) const APP: u32 = 1000;
+/// User of the proxy.
+pub(crate) const PROXY: u32 = 1337;
+/// Longest time that any single wait may take, on a machine that is busy with others.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Name of everything that a test leaves if it is killed, in front of the id of its process.
+const PREFIX: &str = "isthmus-observed-";
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A namespace with a service address that nobody else has.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    pub(crate) netns: Netns,
+}
+
+impl Pod {
+    /// Where an application of a pod dials.
+    pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 7, 9);
+
+    /// Makes a namespace whose address is on its loopback device.
+    pub(crate) fn new(addr: Ipv4Addr) -> Self {
+        remove_leftovers();
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PREFIX}{}-{id}", std::process::id());
+        let netns = Netns::create(&name).expect("this tier needs root and iproute2");
+        let (addr, vip) = (addr.to_string(), Self::VIP.to_string());
+        let prefix = format!("{addr}/32");
+        for args in [
+            &["addr", "add", &prefix, "dev", "lo"][..],
+            // It can be listened on, and is on no interface: an address of the pod's own is not captured.
+            &["route", "add", "local", &vip, "dev", "lo", "src", &addr],
+        ] {
+            netns.ip(args).expect("the namespace is empty");
+        }
+        Self { netns }
+    }
+
+    /// Listens in the pod; nobody ever accepts.
+    pub(crate) fn listen(&self, addr: Ipv4Addr, port: u16) -> TcpListener {
+        let bound = self
+            .netns
+            .enter(move || TcpListener::bind(SocketAddrV4::new(addr, port)));
+        bound
+            .expect("the namespace is there")
+            .expect("the address is free")
+    }
+
+    /// Connects and closes, as this user and group. Tells whether somebody listened.
+    pub(crate) fn dial(&self, id: u32, addr: Ipv4Addr, port: u16) -> bool {
+        let connect = format!("exec 3<>/dev/tcp/{addr}/{port}");
+        let status = self
+            .netns
+            .command("setpriv")
+            .args([format!("--reuid={id}"), format!("--regid={id}")])
+            .args(["--clear-groups", "--", "bash", "-c", &connect])
+            .stderr(std::process::Stdio::null())
+            .status();
+        status.expect("util-linux is installed").success()
+    }
+}
+
+/// An agent whose files are gone after the test.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) accelerator: Accelerator,
+    _dir: TempDir,
+}
+
+impl Agent {
+    /// Starts an agent for one pod, `default/app`, with these arguments for its `run`.
+    pub(crate) fn start(pod: &Pod, args: &[&str]) -> Self {
+        let prefix = format!("{PREFIX}{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir();
+        let dir = dir.expect("the directory for temporary files is writable");
+        let mut accelerator = Accelerator::prepare(dir.path())
+            .expect("its directory is writable")
+            .with_args(args);
+        accelerator
+            .write_namespaces([("app", pod.netns.path())])
+            .expect("its directory is writable");
+        accelerator.start(1).expect("this tier needs root and BPF");
+        Self {
+            accelerator,
+            _dir: dir,
+        }
+    }
+
+    /// Runs a command of the agent's program to its end; returns what it printed.
+    pub(crate) fn ask(&self, verb: &str, args: &[&str]) -> String {
+        let output = self.command(verb).args(args).output();
+        let output = output.expect("the program can be started");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{verb} {args:?}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    pub(crate) fn command(&self, verb: &str) -> Command {
+        let command = self.accelerator.command(verb);
+        command.expect("the program is built (`cargo xtask test` does)")
+    }
+}
+
+/// Removes what killed tests have left. (A test that only panics removes its own.)
+fn remove_leftovers() {
+    for dir in left_in(NETNS_DIR) {
+        let name = dir.file_name().and_then(|name| name.to_str());
+        if let Some(Err(error)) = name.map(netns::remove) {
+            eprintln!("{} stays: {error:#}", dir.display());
+        }
+    }
+    for dir in left_in(BPF_DIR) {
+        if let Err(error) = detach(&dir, &Patience::NONE, &mut |_| {}) {
+            eprintln!("{} stays: {error}", dir.display());
+        }
+    }
+}
+
+fn left_in(dir: &str) -> Vec<PathBuf> {
+    let files = fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_left = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let pid = name.and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+    };
+    files.map(|file| file.path()).filter(is_left).collect()
+}
