@@ -41,6 +41,24 @@ pub enum Sockmap {
     Off,
 }
 
+/// What pods promise of their applications (`isthmus.io/accelerate-application`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Applications {
+    /// Nothing: only connections between sidecars skip TCP/IP, the default.
+    LeftAlone,
+    /// What they send their sidecars may skip TCP/IP.
+    Write,
+}
+
+impl Applications {
+    fn value(self) -> &'static str {
+        match self {
+            Self::LeftAlone => "off",
+            Self::Write => "writes",
+        }
+    }
+}
+
 /// What `status -o json` says.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Status {
@@ -155,14 +173,24 @@ impl Accelerator {
         Ok(accelerator)
     }
 
-    /// Writes the agent's file, so that it is there whole or not at all.
+    /// Writes the agent's file, so that it is there whole or not at all. The pods opt in: the lab's applications use
+    /// nothing that a sockmap changes.
     ///
     /// # Errors
     ///
     /// When it cannot be written.
     pub fn write_pods(&self, pods: &[&Pod]) -> Result<()> {
+        self.write_pods_as(pods, Applications::Write)
+    }
+
+    /// As [`Self::write_pods`], with or without the opt-in of the pods' applications.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn write_pods_as(&self, pods: &[&Pod], applications: Applications) -> Result<()> {
         let namespaces = pods.iter().map(|pod| (pod.name.as_str(), pod.netns.path()));
-        self.write_namespaces(namespaces)
+        self.write_namespaces(namespaces, applications)
     }
 
     /// The same, for pods of which only the names and the files of their namespaces matter.
@@ -173,6 +201,7 @@ impl Accelerator {
     pub fn write_namespaces<'a>(
         &self,
         pods: impl IntoIterator<Item = (&'a str, PathBuf)>,
+        applications: Applications,
     ) -> Result<()> {
         let render = |(name, netns): (&str, PathBuf)| {
             json!({
@@ -180,8 +209,7 @@ impl Accelerator {
                 "netns": netns,
                 "proxyUID": User::Proxy.ids(),
                 "proxyGID": User::Proxy.ids(),
-                // The lab's applications use nothing that this changes.
-                "annotations": {"isthmus.io/accelerate-application": "writes"},
+                "annotations": {"isthmus.io/accelerate-application": applications.value()},
             })
         };
         let pods: Vec<_> = pods.into_iter().map(render).collect();

@@ -96,7 +96,7 @@ impl Agent {
             .expect("its directory is writable")
             .with_args(args);
         accelerator
-            .write_namespaces([("app", pod.netns.path())])
+            .write_namespaces([("app", pod.netns.path())], Applications::Write)
             .expect("its directory is writable");
         accelerator.start(1).expect("this tier needs root and BPF");
         Self {

@@ -1,4 +1,4 @@
-//! `isthmus-bench accel`: pod to pod through two sidecars, by four paths that take turns.
+//! `isthmus-bench accel`: pod to pod through two sidecars, by five paths that take turns.
 
 mod application;
 mod drawing;
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use isthmus_integration_tests::accelerator::{Accelerator, HopBytes, Sockmap};
+use isthmus_integration_tests::accelerator::{Accelerator, Applications, HopBytes, Sockmap};
 use isthmus_integration_tests::envoy::Protocol;
 use isthmus_integration_tests::lab::{Pod, SERVICE_ADDRESS};
 use isthmus_integration_tests::mesh::{Application, CLIENT, Mesh, SERVER, SERVICE_PORT};
@@ -112,9 +112,10 @@ fn judge(rows: &Rows) -> Result<()> {
     for line in rows.better() {
         println!("  {line}");
     }
-    for metric in Metric::ALL {
-        if let Some(mean) = rows.small_messages(metric) {
-            println!("Small messages, all rows: {} {mean:.3}x", metric.name());
+    for (path, metric) in rows::judged_metrics() {
+        if let Some(mean) = rows.small_messages(path, metric) {
+            let (path, metric) = (path.name(), metric.name());
+            println!("Small messages, all rows, {path}: {metric} {mean:.3}x");
         }
     }
     let worse = rows.worse();
@@ -171,7 +172,6 @@ impl<'a> Course<'a> {
         }
         let plain_server = start_application(mesh.pod(PLAIN_SERVER)?)?;
         let accelerator = Accelerator::prepare(mesh.lab().dir())?;
-        accelerator.write_pods(&[mesh.pod(CLIENT)?, mesh.pod(SERVER)?])?;
         Ok(Self {
             accelerator,
             _plain_server: plain_server,
@@ -224,9 +224,16 @@ impl<'a> Course<'a> {
         self.mesh.wait_idle()?;
         match path {
             Path::NoMesh | Path::Iptables => Ok(()),
-            Path::Redirect => self.accelerator.start_with(2, Sockmap::Off),
-            Path::Full => self.accelerator.start_with(2, Sockmap::Auto),
+            Path::Redirect => self.attach(Applications::LeftAlone, Sockmap::Off),
+            Path::Default => self.attach(Applications::LeftAlone, Sockmap::Auto),
+            Path::Full => self.attach(Applications::Write, Sockmap::Auto),
         }
+    }
+
+    fn attach(&mut self, applications: Applications, sockmap: Sockmap) -> Result<()> {
+        let pods = [self.mesh.pod(CLIENT)?, self.mesh.pod(SERVER)?];
+        self.accelerator.write_pods_as(&pods, applications)?;
+        self.accelerator.start_with(pods.len(), sockmap)
     }
 
     fn measure(&self, path: Path, workload: Workload, connections: u32, round: u32) -> Result<Row> {
@@ -249,7 +256,7 @@ impl<'a> Course<'a> {
     // Of all hops together.
     fn moved(&self, path: Path) -> Result<HopBytes> {
         let mut sum = HopBytes::default();
-        if matches!(path, Path::Redirect | Path::Full) {
+        if matches!(path, Path::Redirect | Path::Default | Path::Full) {
             for bytes in self.accelerator.status()?.by_hop().into_values() {
                 sum.add(bytes);
             }
@@ -263,7 +270,7 @@ impl<'a> Course<'a> {
                 let address = self.mesh.pod(PLAIN_SERVER)?.address;
                 (PLAIN_CLIENT, (address, APPLICATION_PORT))
             }
-            Path::Iptables | Path::Redirect | Path::Full => {
+            Path::Iptables | Path::Redirect | Path::Default | Path::Full => {
                 (CLIENT, (SERVICE_ADDRESS, SERVICE_PORT))
             }
         };
@@ -297,7 +304,7 @@ impl<'a> Course<'a> {
     /// Who spends a request's time, by iptables and by the full path.
     fn profiles(&mut self) -> String {
         let mut text = String::new();
-        for path in [Path::Iptables, Path::Full] {
+        for path in [Path::Iptables, Path::Default, Path::Full] {
             if !self.is_wanted(path) {
                 continue;
             }

@@ -16,7 +16,8 @@ fn colour(path: Path) -> &'static str {
     match path {
         Path::NoMesh => "#bbbbbb",
         Path::Iptables => "#d08c3c",
-        Path::Redirect => "#7fb7c9",
+        Path::Redirect => "#a9d2de",
+        Path::Default => "#4a9bb5",
         Path::Full => "#1f6f8b",
     }
 }

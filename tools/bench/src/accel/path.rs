@@ -11,13 +11,24 @@ pub(crate) enum Path {
     Iptables,
     /// Two sidecars, connections redirected when they are made; every byte by TCP.
     Redirect,
-    /// Two sidecars, redirected, and messages towards proxies past TCP/IP.
+    /// Two sidecars, redirected, and messages between them past TCP/IP: the default.
+    Default,
+    /// As the default, and what applications send past TCP/IP too: pods that opt in.
     Full,
 }
 
 impl Path {
     /// All of them, in the order of the table.
-    pub(crate) const ALL: [Self; 4] = [Self::NoMesh, Self::Iptables, Self::Redirect, Self::Full];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::NoMesh,
+        Self::Iptables,
+        Self::Redirect,
+        Self::Default,
+        Self::Full,
+    ];
+
+    /// Those of the accelerator, which must not be worse than iptables.
+    pub(crate) const OURS: [Self; 3] = [Self::Redirect, Self::Default, Self::Full];
 
     /// Name in the table, in `accel.json` and on the command line.
     pub(crate) const fn name(self) -> &'static str {
@@ -25,6 +36,7 @@ impl Path {
             Self::NoMesh => "no-mesh",
             Self::Iptables => "iptables",
             Self::Redirect => "redirect",
+            Self::Default => "default",
             Self::Full => "full",
         }
     }

@@ -135,39 +135,40 @@ impl Rows {
         })
     }
 
-    /// Every comparison of the full path that is worse than iptables by more than the noise.
+    /// Every comparison of ours that is worse than iptables by more than the noise.
     pub(super) fn worse(&self) -> Vec<String> {
-        self.judged(Path::Full, Comparison::is_worse)
+        self.judged(Comparison::is_worse)
     }
 
-    /// Every comparison of the full path that is better than iptables by more than the noise.
+    /// Every comparison of ours that is better than iptables by more than the noise.
     pub(super) fn better(&self) -> Vec<String> {
-        self.judged(Path::Full, Comparison::is_better)
+        self.judged(Comparison::is_better)
     }
 
-    /// Geometric mean of a metric's ratios, full path to iptables, over the workloads of small messages.
-    pub(super) fn small_messages(&self, metric: Metric) -> Option<f64> {
-        let ratio = |cell| Some(self.compare(cell, Path::Full, metric)?.ratio.ln());
+    /// Geometric mean of a metric's ratios to iptables over the workloads of small messages.
+    pub(super) fn small_messages(&self, path: Path, metric: Metric) -> Option<f64> {
+        let ratio = |cell| Some(self.compare(cell, path, metric)?.ratio.ln());
         let cells = self.cells().into_iter().filter(|cell| cell.0.is_small());
         let logarithms: Vec<f64> = cells.filter_map(ratio).collect();
         let count = u32::try_from(logarithms.len()).ok().filter(|it| *it > 0)?;
         Some((logarithms.iter().sum::<f64>() / f64::from(count)).exp())
     }
 
-    fn judged(&self, path: Path, is_so: impl Fn(Comparison, Metric) -> bool) -> Vec<String> {
+    fn judged(&self, is_so: impl Fn(Comparison, Metric) -> bool) -> Vec<String> {
         let mut found = Vec::new();
         for cell in self.cells() {
-            for metric in Metric::ALL {
-                let Some(it) = self.compare(cell, path, metric) else {
+            for (path, metric) in judged_metrics() {
+                let Some(it) = self
+                    .compare(cell, path, metric)
+                    .filter(|it| is_so(*it, metric))
+                else {
                     continue;
                 };
-                if is_so(it, metric) {
-                    let (workload, connections) = (cell.0.name(), cell.1);
-                    let (name, Comparison { ratio, noise }) = (metric.name(), it);
-                    found.push(format!(
-                        "{workload}, {connections} connections: {name} {ratio:.2}x (noise {noise:.2})"
-                    ));
-                }
+                let (workload, connections, path) = (cell.0.name(), cell.1, path.name());
+                let (name, Comparison { ratio, noise }) = (metric.name(), it);
+                found.push(format!(
+                    "{workload}, {connections} connections, {path}: {name} {ratio:.2}x (noise {noise:.2})"
+                ));
             }
         }
         found
@@ -237,6 +238,12 @@ impl Rows {
     }
 }
 
+/// What ours are judged by.
+pub(super) fn judged_metrics() -> impl Iterator<Item = (Path, Metric)> {
+    let all = |path| Metric::ALL.map(|metric| (path, metric));
+    Path::OURS.into_iter().flat_map(all)
+}
+
 fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -289,8 +296,8 @@ mod tests {
         assert_eq!(
             rows.better(),
             [
-                "grpc-unary, 16 connections: requests/s 1.11x (noise 0.01)",
-                "grpc-unary, 16 connections: p50 0.90x (noise 0.01)"
+                "grpc-unary, 16 connections, full: requests/s 1.11x (noise 0.01)",
+                "grpc-unary, 16 connections, full: p50 0.90x (noise 0.01)"
             ]
         );
         assert!(
@@ -326,9 +333,11 @@ mod tests {
             connections: 1,
             ..row
         }));
-        let mean = all.small_messages(Metric::Requests).expect("two ratios");
+        let mean = all
+            .small_messages(Path::Full, Metric::Requests)
+            .expect("two ratios");
         assert!((mean - 1.0).abs() < 1e-9, "{mean}");
-        assert_eq!(rows(&[]).small_messages(Metric::Cpu), None);
+        assert_eq!(rows(&[]).small_messages(Path::Full, Metric::Cpu), None);
     }
 
     #[test]
