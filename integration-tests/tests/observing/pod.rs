@@ -11,7 +11,7 @@ use std::{
 
 use isthmus_accel_datapath::linux::{Patience, detach};
 use isthmus_integration_tests::{
-    accelerator::{Accelerator, BPF_DIR},
+    accelerator::{Accelerator, Applications, BPF_DIR},
     netns::{self, NETNS_DIR, Netns},
 };
 use tempfile::TempDir;
