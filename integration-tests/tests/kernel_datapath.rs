@@ -4,6 +4,8 @@
 
 #[path = "kernel_datapath/backpressure.rs"]
 mod backpressure;
+#[path = "kernel_datapath/budget.rs"]
+mod budget;
 #[path = "kernel_datapath/closing.rs"]
 mod closing;
 #[path = "kernel_datapath/dns.rs"]

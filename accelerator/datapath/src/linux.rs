@@ -1,6 +1,7 @@
 //! The datapath of the running kernel.
 
 mod btf;
+mod cost;
 mod detach;
 mod flows;
 mod installation;
@@ -23,6 +24,7 @@ use isthmus_accel_core::{MapOp, State};
 
 pub use self::{
     btf::{KernelOffsets, VMLINUX_BTF},
+    cost::{ProgramCost, program_costs},
     detach::{DetachReport, Patience, Unread, detach},
     flows::FlowReader,
     kernel_version::KernelVersion,

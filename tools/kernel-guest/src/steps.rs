@@ -57,7 +57,6 @@ fn command<'a>(mut words: impl Iterator<Item = &'a str>) -> anyhow::Result<Comma
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("HOME", "/tmp")
-        .env("RUST_BACKTRACE", "1")
         .stdin(Stdio::null());
     Ok(command)
 }

@@ -10,6 +10,7 @@
 //! closing line counts tests that passed and none that failed.
 
 mod archive;
+mod budget;
 mod cpio;
 mod image;
 mod machine;
@@ -34,6 +35,9 @@ use crate::setup;
 use crate::test::Counts;
 use crate::workspace::Workspace;
 
+/// The test that measures what the verifier has to do.
+const BUDGET_TEST: &str = "budget::";
+
 /// Machines that run at a time: each takes one core.
 const AT_A_TIME: usize = 2;
 
@@ -42,7 +46,11 @@ const AT_A_TIME: usize = 2;
 pub(crate) struct Kernels {
     /// Kernel to boot; may be given more than once. Those of CI (6.1, 6.12, 7.3) if left out, `all` for every one.
     #[arg(long = "kernel", value_name = "VERSION", value_parser = parse_kernel)]
-    kernels: Vec<Choice>,
+    choices: Vec<Choice>,
+
+    /// Measure what the verifier has to do on these kernels, and raise (or lower) the budget to that and a quarter more.
+    #[arg(long, conflicts_with = "filters")]
+    update_budget: bool,
 
     /// Run only tests with this in their names; may be given more than once.
     #[arg(last = true, value_name = "FILTER")]
@@ -76,7 +84,11 @@ impl Kernels {
     ///
     /// When something that all of them need cannot be had.
     pub(crate) fn run(&self, workspace: &Workspace) -> anyhow::Result<ExitCode> {
-        let counts = boot(workspace, &self.chosen(), &self.filters)?;
+        if self.update_budget {
+            return self.update_budget(workspace);
+        }
+        let verdicts = boot(workspace, &self.chosen(), &self.filters)?;
+        let counts = sum(&verdicts);
         println!("{} passed, {} failed", counts.passed, counts.failed);
         Ok(if counts.failed == 0 {
             ExitCode::SUCCESS
@@ -85,12 +97,23 @@ impl Kernels {
         })
     }
 
+    /// The test fails as long as the old budget is too small; what it has measured counts.
+    fn update_budget(&self, workspace: &Workspace) -> anyhow::Result<ExitCode> {
+        let verdicts = boot(workspace, &self.chosen(), &[BUDGET_TEST.to_owned()])?;
+        let logs: Vec<(&str, String)> = verdicts
+            .iter()
+            .map(|verdict| Ok((verdict.kernel.name, verdict.read_log()?)))
+            .collect::<anyhow::Result<_>>()?;
+        budget::update(workspace.root(), &logs)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
     fn chosen(&self) -> Vec<&'static Kernel> {
-        if self.kernels.is_empty() {
+        if self.choices.is_empty() {
             return ci();
         }
         let is_chosen = |kernel: &&'static Kernel| {
-            self.kernels.iter().any(|choice| match choice {
+            self.choices.iter().any(|choice| match choice {
                 Choice::All => true,
                 Choice::One(one) => one.name == kernel.name,
             })
@@ -105,7 +128,7 @@ impl Kernels {
 ///
 /// When something that all kernels need cannot be had.
 pub(crate) fn tier(workspace: &Workspace) -> anyhow::Result<Counts> {
-    boot(workspace, &ci(), &[])
+    boot(workspace, &ci(), &[]).map(|verdicts| sum(&verdicts))
 }
 
 fn ci() -> Vec<&'static Kernel> {
@@ -120,7 +143,7 @@ fn boot(
     workspace: &Workspace,
     kernels: &[&'static Kernel],
     filters: &[String],
-) -> anyhow::Result<Counts> {
+) -> anyhow::Result<Vec<Verdict>> {
     ensure!(
         cfg!(target_arch = "x86_64"),
         "the kernels that are booted are for x86_64: run this on such a machine"
@@ -152,9 +175,13 @@ fn boot(
     for kernel in kernels {
         kernel.explain_what_is_left_out();
     }
-    Ok(verdicts
+    Ok(verdicts)
+}
+
+fn sum(verdicts: &[Verdict]) -> Counts {
+    verdicts
         .iter()
-        .fold(Counts::default(), |sum, verdict| sum + verdict.counts()))
+        .fold(Counts::default(), |sum, verdict| sum + verdict.counts())
 }
 
 fn boot_one(

@@ -173,9 +173,38 @@ pub fn try_programs(offsets: &KernelOffsets) -> Vec<(&'static str, Option<String
     };
     let refusal = |name| match load_program(&mut object, name) {
         Ok(_) => (name, None),
-        Err(error) => (name, Some(last_cause(&error))),
+        Err(error) => (
+            name,
+            Some(verifiers_reason(&error).unwrap_or_else(|| last_cause(&error))),
+        ),
     };
     version.programs.iter().copied().map(refusal).collect()
+}
+
+/// Why the kernel refuses a program: the verifier's last words before its statistics.
+fn verifiers_reason(error: &DatapathError) -> Option<String> {
+    let DatapathError::Program { source, .. } = error else {
+        return None;
+    };
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = source.as_ref()
+    else {
+        return None;
+    };
+    let log = verifier_log.to_string();
+    let is_statistics = |line: &&str| {
+        ["processed ", "verification time ", "stack depth "]
+            .iter()
+            .any(|words| line.starts_with(words))
+    };
+    let last = log
+        .lines()
+        .take_while(|line| !is_statistics(line))
+        .filter(|line| !line.trim().is_empty())
+        .last()?;
+    Some(format!("{io_error}: {last}"))
 }
 
 // The first line: the verifier's log is for whoever changes the programs.
@@ -192,7 +221,7 @@ fn last_cause(error: &dyn std::error::Error) -> String {
         .to_owned()
 }
 
-fn loader<'a>(offsets: &'a KernelOffsets, version: &Version) -> EbpfLoader<'a> {
+pub(super) fn loader<'a>(offsets: &'a KernelOffsets, version: &Version) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
     // Another version may not ask for all of them.
@@ -254,7 +283,7 @@ fn is_interrupted(error: &ProgramError) -> bool {
     clippy::wildcard_enum_match_arm,
     reason = "the object holds a few of aya's thirty types"
 )]
-fn load_by_type(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
+pub(super) fn load_by_type(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
     match program {
         Program::CgroupSockAddr(program) => program.load()?,
         Program::CgroupSockopt(program) => program.load()?,

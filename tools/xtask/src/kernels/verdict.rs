@@ -1,6 +1,7 @@
 //! What the end of a machine means.
 
 use std::fmt;
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ const SHOWN: usize = 60;
 /// One row of the table.
 #[derive(Debug)]
 pub(super) struct Verdict {
-    kernel: &'static Kernel,
+    pub(super) kernel: &'static Kernel,
     version: String,
     took: Duration,
     outcome: anyhow::Result<Counts>,
@@ -54,6 +55,13 @@ impl Verdict {
                 tail: Vec::new(),
             },
         }
+    }
+
+    /// Everything that the machine printed.
+    pub(super) fn read_log(&self) -> anyhow::Result<String> {
+        let bytes = fs::read(&self.log)
+            .with_context(|| format!("{} could not be read", self.log.display()))?;
+        Ok(String::from_utf8_lossy(&bytes).replace('\r', ""))
     }
 
     /// A machine that failed without a failing test is one failure.
@@ -91,7 +99,8 @@ impl fmt::Display for Verdict {
 }
 
 fn tail(log: &str) -> Vec<String> {
-    let lines: Vec<&str> = log.lines().collect();
+    let tests = log.rfind("guest: test ").unwrap_or(0);
+    let lines: Vec<&str> = log[tests..].lines().collect();
     lines[lines.len().saturating_sub(SHOWN)..]
         .iter()
         .map(|line| (*line).to_owned())
