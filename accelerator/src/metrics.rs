@@ -1,5 +1,7 @@
 //! The status as `OpenMetrics`.
 
+mod latency;
+
 use std::fmt;
 
 use prometheus_client::{
@@ -8,7 +10,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::status::{Hop, Status};
+use crate::status::{Hop, Status, Verdict};
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct HopLabels {
@@ -27,6 +29,13 @@ struct BytesLabels {
 struct PassLabels {
     pod: String,
     hop: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct VerdictLabels {
+    pod: String,
+    verdict: &'static str,
     reason: &'static str,
 }
 
@@ -57,11 +66,35 @@ struct ProgramLabels {
 /// Returns [`fmt::Error`] as the encoder does, which it has no reason to.
 pub fn render(status: &Status) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("isthmus_accelerator");
+    register_verdicts(&mut registry, &status.verdicts);
     register_hops(&mut registry, &status.hops);
+    latency::register(&mut registry, &status.latencies);
     register_node(&mut registry, status);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
+}
+
+// A pod of which no agent has left the name.
+fn pod_label(name: Option<&str>, netns_cookie: u64) -> String {
+    name.map_or_else(|| format!("netns:{netns_cookie}"), str::to_owned)
+}
+
+fn register_verdicts(registry: &mut Registry, verdicts: &[Verdict]) {
+    let connections = Family::<VerdictLabels, Counter>::default();
+    for row in verdicts {
+        let labels = VerdictLabels {
+            pod: pod_label(row.pod.as_deref(), row.netns_cookie),
+            verdict: row.verdict,
+            reason: row.reason.unwrap_or_default(),
+        };
+        connections.get_or_create(&labels).inc_by(row.connections);
+    }
+    registry.register(
+        "connections",
+        "Connect calls of a pod, by what was decided and why",
+        connections,
+    );
 }
 
 fn register_hops(registry: &mut Registry, hops: &[Hop]) {
@@ -69,11 +102,9 @@ fn register_hops(registry: &mut Registry, hops: &[Hop]) {
     let messages = Family::<HopLabels, Counter>::default();
     let bytes = Family::<BytesLabels, Counter>::default();
     let passes = Family::<PassLabels, Counter>::default();
+    let on_tcp = Family::<PassLabels, Counter>::default();
     for row in hops {
-        let pod = row
-            .pod
-            .clone()
-            .unwrap_or_else(|| format!("netns:{}", row.netns_cookie));
+        let pod = pod_label(row.pod.as_deref(), row.netns_cookie);
         let hop = row.hop;
         let labels = HopLabels {
             pod: pod.clone(),
@@ -91,14 +122,12 @@ fn register_hops(registry: &mut Registry, hops: &[Hop]) {
                 })
                 .inc_by(count);
         }
-        for (reason, count) in &row.passes {
-            passes
-                .get_or_create(&PassLabels {
-                    pod: pod.clone(),
-                    hop,
-                    reason,
-                })
-                .inc_by(*count);
+        for (family, counts) in [(&passes, &row.passes), (&on_tcp, &row.connections_on_tcp)] {
+            for (reason, count) in counts {
+                let pod = pod.clone();
+                let labels = PassLabels { pod, hop, reason };
+                family.get_or_create(&labels).inc_by(*count);
+            }
         }
     }
     registry.register(
@@ -120,6 +149,11 @@ fn register_hops(registry: &mut Registry, hops: &[Hop]) {
         "hop_messages_by_tcp",
         "Messages left to TCP, by reason",
         passes,
+    );
+    registry.register(
+        "hop_connections_by_tcp",
+        "Connections that have gone over to TCP for good, by the first reason",
+        on_tcp,
     );
 }
 
@@ -175,12 +209,37 @@ fn register_node(registry: &mut Registry, status: &Status) {
 
 #[cfg(test)]
 mod tests {
-    use crate::status::{AgentStatus, IdlePod, MapUse, Mode, Program};
+    use crate::status::{AgentStatus, Bucket, IdlePod, Latency, MapUse, Mode, Program};
 
     use super::*;
 
-    #[test]
-    fn renders_every_counter_once() {
+    fn verdict(verdict: &'static str, reason: Option<&'static str>, connections: u64) -> Verdict {
+        Verdict {
+            pod: Some("default/client".to_owned()),
+            netns_cookie: 1,
+            verdict,
+            reason,
+            rows: None,
+            connections,
+        }
+    }
+
+    fn latency(measure: &'static str) -> Latency {
+        let buckets = [(Some(2), 1), (Some(8), 0), (None, 2)];
+        Latency {
+            pod: Some("default/client".to_owned()),
+            netns_cookie: 1,
+            hop: "app_to_proxy",
+            measure,
+            count: 3,
+            sum_us: 14,
+            buckets: buckets
+                .map(|(up_to_us, count)| Bucket { up_to_us, count })
+                .into(),
+        }
+    }
+
+    fn status() -> Status {
         let hop = Hop {
             pod: Some("default/client".to_owned()),
             netns_cookie: 1,
@@ -192,13 +251,14 @@ mod tests {
             bytes_redirected: 900,
             redirected_basis_points: Some(9_000),
             passes: [("latched", 7)].into(),
+            connections_on_tcp: [("peer_buffer_full", 1)].into(),
         };
         let unnamed = Hop {
             pod: None,
             netns_cookie: 3,
             ..hop.clone()
         };
-        let status = Status {
+        Status {
             format_version: 1,
             agent: AgentStatus {
                 is_running: true,
@@ -220,6 +280,11 @@ mod tests {
                 reason: None,
             }],
             hops: vec![hop, unnamed],
+            verdicts: vec![
+                verdict("redirected", None, 16),
+                verdict("passed", Some("port_excluded"), 4),
+            ],
+            latencies: vec![latency("connect"), latency("srtt")],
             sockets: Vec::new(),
             maps: vec![MapUse {
                 name: "PODS",
@@ -227,8 +292,12 @@ mod tests {
                 max_entries: 1_024,
             }],
             counters: [("redirects", 5)].into(),
-        };
-        let text = render(&status).expect("strings take everything");
+        }
+    }
+
+    #[test]
+    fn renders_every_counter_once() {
+        let text = render(&status()).expect("strings take everything");
 
         let expected = [
             "isthmus_accelerator_hop_connections_total{pod=\"default/client\",hop=\"app_to_proxy\"} 16",
@@ -237,6 +306,14 @@ mod tests {
             "isthmus_accelerator_hop_bytes_total{pod=\"default/client\",hop=\"app_to_proxy\",path=\"sockmap\"} 900",
             "isthmus_accelerator_hop_bytes_total{pod=\"default/client\",hop=\"app_to_proxy\",path=\"tcp\"} 100",
             "isthmus_accelerator_hop_messages_by_tcp_total{pod=\"default/client\",hop=\"app_to_proxy\",reason=\"latched\"} 7",
+            "isthmus_accelerator_hop_connections_by_tcp_total{pod=\"default/client\",hop=\"app_to_proxy\",reason=\"peer_buffer_full\"} 1",
+            "isthmus_accelerator_connections_total{pod=\"default/client\",verdict=\"redirected\",reason=\"\"} 16",
+            "isthmus_accelerator_connections_total{pod=\"default/client\",verdict=\"passed\",reason=\"port_excluded\"} 4",
+            "isthmus_accelerator_connect_duration_seconds_sum{pod=\"default/client\",hop=\"app_to_proxy\"} 0.000014",
+            "isthmus_accelerator_connect_duration_seconds_count{pod=\"default/client\",hop=\"app_to_proxy\"} 3",
+            "isthmus_accelerator_connect_duration_seconds_bucket{le=\"0.000002\",pod=\"default/client\",hop=\"app_to_proxy\"} 1",
+            "isthmus_accelerator_connect_duration_seconds_bucket{le=\"+Inf\",pod=\"default/client\",hop=\"app_to_proxy\"} 3",
+            "isthmus_accelerator_tcp_srtt_seconds_count{pod=\"default/client\",hop=\"app_to_proxy\"} 3",
             "isthmus_accelerator_pods{condition=\"waiting\"} 1",
             "isthmus_accelerator_program_attached{program=\"isthmus_skmsg\"} 0",
             "isthmus_accelerator_map_entries{map=\"PODS\"} 2",
@@ -251,5 +328,29 @@ mod tests {
             );
         }
         assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+
+    #[test]
+    fn every_metric_is_in_the_table_and_nothing_else_is() {
+        let text = render(&status()).expect("strings take everything");
+        let mut rendered: Vec<(String, String)> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+            .map(|(name, kind)| {
+                let suffix = if kind == "counter" { "_total" } else { "" };
+                (format!("{name}{suffix}"), kind.to_owned())
+            })
+            .collect();
+        let mut documented: Vec<(String, String)> = include_str!("../METRICS.md")
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+            .map(|(name, rest)| {
+                let kind = rest.split(' ').next().unwrap_or_default();
+                (name.to_owned(), kind.to_owned())
+            })
+            .collect();
+        rendered.sort();
+        documented.sort();
+        assert_eq!(documented, rendered);
     }
 }

@@ -1,5 +1,6 @@
 //! What is loaded and what it does: read from the pins, with the names that the agent left.
 
+mod observed;
 mod table;
 
 use std::{collections::BTreeMap, net::Ipv6Addr, path::PathBuf};
@@ -9,8 +10,11 @@ use isthmus_accel_core::State;
 use isthmus_accel_datapath::{Datapath, DatapathError, HopRow, PairRow, RetiredRow};
 use serde::Serialize;
 
-pub use self::table::render_table;
 pub(crate) use self::table::section;
+pub use self::{
+    observed::{Bucket, Latency, Verdict},
+    table::render_table,
+};
 use crate::runtime_dir::Roster;
 
 /// Version of the JSON below: fields are added within a version, never removed or given another
@@ -41,6 +45,10 @@ pub struct Status {
     pub pods_left_to_iptables: Vec<IdlePod>,
     /// Counters of each hop that has carried something, by pod.
     pub hops: Vec<Hop>,
+    /// What became of connect calls, by pod, without what did not occur.
+    pub verdicts: Vec<Verdict>,
+    /// How long connections took, by pod and hop.
+    pub latencies: Vec<Latency>,
     /// Sockets that may skip TCP/IP.
     pub sockets: Vec<Socket>,
     /// How full each map is.
@@ -160,6 +168,9 @@ pub struct Hop {
     pub redirected_basis_points: Option<u64>,
     /// Messages that TCP carried, by reason, without the reasons that did not occur.
     pub passes: BTreeMap<&'static str, u64>,
+    /// Connections that went over to TCP for good, by the first reason, without the reasons that did not
+    /// occur.
+    pub connections_on_tcp: BTreeMap<&'static str, u64>,
 }
 
 /// One end of a connection that may skip TCP/IP.
@@ -235,6 +246,8 @@ pub fn collect(
         pods: pods(&state, &names),
         pods_left_to_iptables: idle_pods(roster),
         hops: hops(&datapath.hop_stats()?, &names),
+        verdicts: observed::verdicts(&datapath.verdicts()?, &names),
+        latencies: observed::latencies(&datapath.latency()?, &names),
         sockets,
         maps,
         counters: datapath
@@ -345,13 +358,6 @@ fn hops(rows: &[HopRow], names: &Names<'_>) -> Vec<Hop> {
 
 fn hop(row: &HopRow, names: &Names<'_>) -> Hop {
     let stats = &row.stats;
-    let pass = |reason: PassReason| {
-        stats
-            .passes
-            .get(reason.index())
-            .copied()
-            .filter(|count| *count > 0)
-    };
     Hop {
         pod: names
             .get(&row.key.netns_cookie)
@@ -364,11 +370,18 @@ fn hop(row: &HopRow, names: &Names<'_>) -> Hop {
         bytes_total: stats.bytes_total,
         bytes_redirected: stats.bytes_redirected,
         redirected_basis_points: basis_points(stats.bytes_redirected, stats.bytes_total),
-        passes: PassReason::ALL
-            .into_iter()
-            .filter_map(|reason| Some((reason.name(), pass(reason)?)))
-            .collect(),
+        passes: by_reason(&stats.passes),
+        connections_on_tcp: by_reason(&stats.connections_on_tcp),
     }
+}
+
+fn by_reason(counts: &[u64; PassReason::COUNT]) -> BTreeMap<&'static str, u64> {
+    PassReason::ALL
+        .into_iter()
+        .zip(*counts)
+        .filter(|(_, count)| *count > 0)
+        .map(|(reason, count)| (reason.name(), count))
+        .collect()
 }
 
 fn basis_points(part: u64, whole: u64) -> Option<u64> {

@@ -65,21 +65,7 @@ pub fn render_table(status: &Status) -> String {
             idle.collect(),
         );
     }
-    let columns = [
-        "POD",
-        "HOP",
-        "CONNECTIONS",
-        "BYTES",
-        "BY SOCKMAP",
-        "SHARE",
-        "ON TCP BECAUSE",
-    ];
-    section(
-        &mut text,
-        "Hops",
-        &columns,
-        status.hops.iter().map(hop).collect(),
-    );
+    traffic(&mut text, status);
     section(
         &mut text,
         "Sockets",
@@ -98,6 +84,44 @@ pub fn render_table(status: &Status) -> String {
         .map(|(name, count)| vec![(*name).to_owned(), count.to_string()]);
     section(&mut text, "Node", &["EVENT", "COUNT"], counters.collect());
     text
+}
+
+fn traffic(text: &mut String, status: &Status) {
+    let columns = [
+        "POD",
+        "HOP",
+        "CONNECTIONS",
+        "BYTES",
+        "BY SOCKMAP",
+        "SHARE",
+        "ON TCP BECAUSE",
+    ];
+    section(
+        text,
+        "Hops",
+        &columns,
+        status.hops.iter().map(hop).collect(),
+    );
+    section(
+        text,
+        "Connect calls",
+        &["POD", "VERDICT", "ROWS", "REASON", "CONNECTIONS"],
+        verdicts(status),
+    );
+    section(
+        text,
+        "Latency",
+        &[
+            "POD",
+            "HOP",
+            "MEASURE",
+            "COUNT",
+            "MEAN",
+            "P50 UP TO",
+            "P99 UP TO",
+        ],
+        latencies(status),
+    );
 }
 
 fn other_versions(status: &Status) -> Vec<Vec<String>> {
@@ -165,6 +189,40 @@ fn hop(hop: &Hop) -> Vec<String> {
         share,
         shown.join(", "),
     ]
+}
+
+fn verdicts(status: &Status) -> Vec<Vec<String>> {
+    let row = |verdict: &super::Verdict| {
+        vec![
+            name(verdict.pod.as_deref(), verdict.netns_cookie),
+            verdict.verdict.to_owned(),
+            verdict.rows.unwrap_or("-").to_owned(),
+            verdict.reason.unwrap_or("-").to_owned(),
+            verdict.connections.to_string(),
+        ]
+    };
+    status.verdicts.iter().map(row).collect()
+}
+
+fn latencies(status: &Status) -> Vec<Vec<String>> {
+    let row = |latency: &super::Latency| {
+        let mean = latency.sum_us.checked_div(latency.count);
+        let bound = |percent| match latency.quantile_bound_us(percent) {
+            Some(Some(us)) => format!("{us} us"),
+            Some(None) => "longer".to_owned(),
+            None => "-".to_owned(),
+        };
+        vec![
+            name(latency.pod.as_deref(), latency.netns_cookie),
+            latency.hop.to_owned(),
+            latency.measure.to_owned(),
+            latency.count.to_string(),
+            mean.map_or_else(|| "-".to_owned(), |us| format!("{us} us")),
+            bound(50),
+            bound(99),
+        ]
+    };
+    status.latencies.iter().map(row).collect()
 }
 
 fn sockets(status: &Status) -> Vec<Vec<String>> {

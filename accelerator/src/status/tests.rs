@@ -1,7 +1,10 @@
 //! Golden answers. `status.txt` and `status.json` are what users and scripts see: a change there is a
 //! change of the interface.
 
-use isthmus_accel_abi::{Hop as AbiHop, HopKey, HopStats, PodConfig, v4_mapped};
+use isthmus_accel_abi::{
+    Histogram, Hop as AbiHop, HopKey, HopStats, LatencyKey, Measure, PassCause, PodConfig,
+    PodVerdicts, VerdictCode, v4_mapped,
+};
 use isthmus_accel_core::MapOp;
 use isthmus_accel_datapath::fake::FakeDatapath;
 
@@ -34,7 +37,7 @@ fn an_empty_node_has_a_table_too() {
         "{table}"
     );
     assert!(
-        table.contains("\nPods\n  none\n\nHops\n  none\n"),
+        table.contains("\nPods\n  none\n\nHops\n  none\n\nConnect calls\n  none\n"),
         "{table}"
     );
 }
@@ -88,13 +91,15 @@ fn datapath() -> FakeDatapath {
     let mut passes = [0; PassReason::COUNT];
     passes[PassReason::PeerUnknown.index()] = 3;
     passes[PassReason::Latched.index()] = 20;
+    let mut connections_on_tcp = [0; PassReason::COUNT];
+    connections_on_tcp[PassReason::PeerUnknown.index()] = 2;
     let stats = HopStats {
         connections: 16,
         messages: 1_023,
         bytes_total: 1_048_576,
         bytes_redirected: 1_040_000,
         passes,
-        ..HopStats::EMPTY
+        connections_on_tcp,
     };
     datapath
         .hops
@@ -110,6 +115,20 @@ fn datapath() -> FakeDatapath {
             ..stats
         },
     );
+    let mut verdicts = PodVerdicts::EMPTY;
+    verdicts.counts[VerdictCode::REDIRECTED.index()] = 16;
+    verdicts.counts[VerdictCode::passed(PassCause::PortExcluded).index()] = 4;
+    datapath.verdicts.insert(1, verdicts);
+    let mut histogram = Histogram::EMPTY;
+    histogram.counts[3] = 15;
+    histogram.counts[6] = 1;
+    histogram.sum_us = 3_210;
+    let key = LatencyKey {
+        netns_cookie: 1,
+        hop: AbiHop::APP_TO_PROXY,
+        measure: Measure::CONNECT,
+    };
+    datapath.latency.insert(key, histogram);
     datapath.pairs.push(PairRow {
         key: SockKey {
             netns_cookie: 1,
