@@ -14,23 +14,33 @@
 //!     proxyGID: 1337
 //!     annotations:
 //!       traffic.sidecar.istio.io/excludeOutboundPorts: "3306"
+//!     dnsCapture: resolvers          # none, or all; without, the mesh-wide value, or left to iptables
+//!     dnsServers: [10.96.0.10]       # those of the pod's /etc/resolv.conf
 //! ```
 
 mod annotations;
+mod dns;
+mod error;
 mod proxy_config;
 mod traffic;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
+    net::IpAddr,
     path::{Component, Path, PathBuf},
 };
 
 use serde::Deserialize;
 
-use self::annotations::parse_annotations;
+use self::{
+    annotations::parse_annotations,
+    dns::{DnsMode, DnsSettings, parse_server},
+};
 pub use self::{
     annotations::{AnnotationError, Notice},
+    dns::DnsCapture,
+    error::{FieldError, NodeConfigError},
     traffic::{
         AppAcceleration, BadRange, GroupCapture, IpRange, Ipv6Capture, LoopbackRange, PortCapture,
         RangeCapture, TrafficPolicy,
@@ -73,6 +83,10 @@ pub struct Pod {
 
 /// Who redirects a pod's traffic into its sidecar.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each pod, and most pods are accelerated"
+)]
 pub enum Capture {
     /// The accelerator, by this policy.
     Accelerated(TrafficPolicy),
@@ -125,150 +139,6 @@ fn is_dns_label(text: &str) -> bool {
         && bytes.first().is_some_and(is_word)
         && bytes.last().is_some_and(is_word)
         && bytes.iter().all(|byte| is_word(byte) || *byte == b'-')
-}
-
-/// Why a document is not a `NodeConfig`. The reader keeps what it had.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum NodeConfigError {
-    /// Nothing but white space and comments: more often a write cut short than a wish for no pods.
-    #[error(
-        "the document is empty: to accelerate no pod, write `pods: []` under its apiVersion and kind"
-    )]
-    Empty,
-
-    /// A field is well-formed YAML but holds what it must not.
-    #[error("{path}: {error}")]
-    Field {
-        /// Path of the field, such as `pods[1].netns`.
-        path: String,
-        /// What is wrong with it. It is part of this message, so it is no `source()`.
-        error: FieldError,
-    },
-
-    /// The bytes are not text.
-    #[error("byte {offset_bytes} is not UTF-8: a NodeConfig is a YAML text file")]
-    NotUtf8 {
-        /// Where the first wrong byte is.
-        offset_bytes: usize,
-    },
-
-    /// The text is not YAML, or its shape is not that of a `NodeConfig`.
-    #[error("line {line}, column {column}: {}{reason}", Prefix(path))]
-    Shape {
-        /// Line, from 1; 0 if it is not known.
-        line: u64,
-        /// Column, from 1; 0 if it is not known.
-        column: u64,
-        /// Path of the field, empty if it is the document.
-        path: String,
-        /// What was found and what was expected.
-        reason: String,
-    },
-
-    /// The document is too large to be one.
-    #[error(
-        "the document takes {size_bytes} bytes or more, over the limit of {MAX_DOCUMENT_BYTES}"
-    )]
-    TooLarge {
-        /// Its size.
-        size_bytes: usize,
-    },
-}
-
-/// What is wrong with one field.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum FieldError {
-    /// An annotation cannot be read; Istio's injector would refuse the pod.
-    #[error("pod {pod}: {error}")]
-    Annotation {
-        /// The pod that carries it.
-        pod: PodName,
-        /// What is wrong with it.
-        error: AnnotationError,
-    },
-
-    /// Not a pod's name.
-    #[error(
-        "{name:?} is no pod name: expected namespace/name in lower case, such as default/client"
-    )]
-    BadPodName {
-        /// What stands there.
-        name: String,
-    },
-
-    /// Two pods have one name.
-    #[error("pod {name} is listed twice: pods[{first}] has this name too")]
-    DuplicateName {
-        /// Index of the other one.
-        first: usize,
-        /// Their name.
-        name: PodName,
-    },
-
-    /// Two pods claim one network namespace.
-    #[error("pod {pod}: {netns} is the network namespace of pod {other} already")]
-    DuplicateNetns {
-        /// The path.
-        netns: String,
-        /// Who has it.
-        other: PodName,
-        /// Who claims it too.
-        pod: PodName,
-    },
-
-    /// No path.
-    #[error(
-        "pod {pod}: netns is empty: expected the file of its network namespace, such as /run/netns/client"
-    )]
-    EmptyNetns {
-        /// The pod without one.
-        pod: PodName,
-    },
-
-    /// A relative path would mean something else for each directory the agent is started in.
-    #[error("pod {pod}: netns {netns:?} is not an absolute path without `..`")]
-    RelativeNetns {
-        /// The path.
-        netns: String,
-        /// Whose it is.
-        pod: PodName,
-    },
-
-    /// An owner that would make every process of root, or none, the sidecar.
-    #[error("pod {pod}: the sidecar cannot run as {id}: expected 1 to 4294967294")]
-    BadProxyId {
-        /// The number.
-        id: u32,
-        /// Whose it is.
-        pod: PodName,
-    },
-
-    /// Another version of this kind.
-    #[error("{found:?} is not known: expected {API_VERSION:?}")]
-    WrongApiVersion {
-        /// What stands there.
-        found: String,
-    },
-
-    /// Another kind of document.
-    #[error("{found:?} is not for the accelerator: expected {KIND:?}")]
-    WrongKind {
-        /// What stands there.
-        found: String,
-    },
-}
-
-// Paths of whole documents are empty, and then no colon is wanted.
-struct Prefix<'a>(&'a str);
-
-impl fmt::Display for Prefix<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            write!(formatter, "{}: ", self.0)
-        }
-    }
 }
 
 impl NodeConfig {
@@ -348,6 +218,9 @@ struct RawNodeConfig {
     api_version: String,
     kind: String,
     pods: Vec<RawPod>,
+    dns_capture: Option<DnsMode>,
+    #[serde(default)]
+    dns_servers: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -361,6 +234,9 @@ struct RawPod {
     proxy_gid: u32,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
+    dns_capture: Option<DnsMode>,
+    #[serde(default)]
+    dns_servers: Vec<String>,
 }
 
 fn default_proxy_id() -> u32 {
@@ -381,6 +257,7 @@ impl RawNodeConfig {
             return Err(field("kind", FieldError::WrongKind { found: self.kind }));
         }
 
+        let servers_of_all = check_servers("dnsServers", &self.dns_servers)?;
         let mut pods = BTreeMap::new();
         let mut index_by_name = BTreeMap::new();
         let mut name_by_netns = BTreeMap::new();
@@ -406,16 +283,33 @@ impl RawNodeConfig {
                     return Err(field(at(key), FieldError::BadProxyId { id, pod: name }));
                 }
             }
-            let (capture, notices) = parse_annotations(&raw.annotations).map_err(|error| {
-                let path = format!("pods[{index}].annotations[{:?}]", error.annotation());
-                field(
-                    path,
-                    FieldError::Annotation {
-                        error,
-                        pod: name.clone(),
-                    },
-                )
-            })?;
+            let own_servers = check_servers(&at("dnsServers"), &raw.dns_servers)?;
+            let dns = DnsSettings {
+                own: raw.dns_capture,
+                of_all: self.dns_capture,
+                servers: if own_servers.is_empty() {
+                    servers_of_all.clone()
+                } else {
+                    own_servers
+                },
+            };
+            if dns.lacks_servers() {
+                return Err(field(
+                    at("dnsServers"),
+                    FieldError::NoDnsServers { pod: name },
+                ));
+            }
+            let (capture, notices) =
+                parse_annotations(&raw.annotations, &dns).map_err(|error| {
+                    let path = format!("pods[{index}].annotations[{:?}]", error.annotation());
+                    field(
+                        path,
+                        FieldError::Annotation {
+                            error,
+                            pod: name.clone(),
+                        },
+                    )
+                })?;
             pods.insert(
                 name,
                 Pod {
@@ -436,6 +330,19 @@ fn field(path: impl Into<String>, error: FieldError) -> NodeConfigError {
         path: path.into(),
         error,
     }
+}
+
+fn check_servers(path: &str, items: &[String]) -> Result<BTreeSet<IpAddr>, NodeConfigError> {
+    let check = |(index, item): (usize, &String)| {
+        parse_server(item).ok_or_else(|| {
+            let item = item.clone();
+            field(
+                format!("{path}[{index}]"),
+                FieldError::BadDnsServer { item },
+            )
+        })
+    };
+    items.iter().enumerate().map(check).collect()
 }
 
 // Compares by components, so that `/run//netns/a` is `/run/netns/a`. Symbolic links are not followed:

@@ -138,6 +138,7 @@ impl PodSettings {
             "proxyUID": self.proxy_uid,
             "proxyGID": self.proxy_gid,
             "annotations": annotations,
+            "dnsServers": self.name_servers,
         })
     }
 }

@@ -8,11 +8,10 @@
 mod rules;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use isthmus_accel_abi::{Dial, LOOPBACK, Verdict, decide, v4_mapped};
+use isthmus_accel_abi::{Dial, DnsVerdict, LOOPBACK, Verdict, decide, decide_datagram, v4_mapped};
 use isthmus_accel_core::{ResolvedPod, State, plan};
 use isthmus_api::node_config::{Capture as PodCapture, NodeConfig, PodName};
 use isthmus_integration_tests::istio::{IstioIptables, PodSettings};
@@ -28,6 +27,7 @@ const SERVER_IP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 const ENVOY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 const OUTBOUND: u16 = 15001;
 const INBOUND: u16 = 15006;
+const DNS: u16 = 15053;
 
 // Ports that the pods' lists and the connections are drawn from, so that they meet.
 const PORTS: [u16; 12] = [
@@ -63,6 +63,7 @@ enum End {
     AsDialled,
     OwnOutbound,
     OwnInbound,
+    OwnDns,
     PeerInbound,
 }
 
@@ -88,7 +89,8 @@ fn settings() -> impl Strategy<Value = PodSettings> {
         proptest::option::of(prop_oneof![all(), ranges()]),
     );
     let owner = || select(vec![1337_u32, 2102]);
-    (annotations, owner(), owner()).prop_map(|(annotations, proxy_uid, proxy_gid)| {
+    let named = (annotations, owner(), owner());
+    (named, dns()).prop_map(|((annotations, proxy_uid, proxy_gid), dns)| {
         let (excluded_in, excluded_out, without, inbound, outbound, ranges) = annotations;
         let named = [
             ("excludeInboundPorts", excluded_in),
@@ -103,11 +105,38 @@ fn settings() -> impl Strategy<Value = PodSettings> {
             .filter_map(|(name, value)| Some((format!("traffic.sidecar.istio.io/{name}"), value?)));
         PodSettings {
             annotations: named.collect(),
-            proxy_metadata: BTreeMap::new(),
             proxy_gid,
             proxy_uid,
-            ..PodSettings::default()
+            ..dns
         }
+    })
+}
+
+// Name servers, and whether DNS is captured for none, for them, or for all.
+fn dns() -> impl Strategy<Value = PodSettings> {
+    let metadata = select(vec![
+        [
+            ("ISTIO_META_DNS_CAPTURE", "false"),
+            ("CAPTURE_ALL_DNS", "true"),
+        ],
+        [
+            ("ISTIO_META_DNS_CAPTURE", "true"),
+            ("CAPTURE_ALL_DNS", "false"),
+        ],
+        [
+            ("ISTIO_META_DNS_CAPTURE", "true"),
+            ("CAPTURE_ALL_DNS", "true"),
+        ],
+    ]);
+    let servers = subsequence(DESTINATIONS.to_vec(), 0..4);
+    (proptest::option::of(metadata), servers).prop_map(|(metadata, servers)| PodSettings {
+        name_servers: servers.into_iter().map(IpAddr::V4).collect(),
+        proxy_metadata: metadata
+            .into_iter()
+            .flatten()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
+        ..PodSettings::default()
     })
 }
 
@@ -162,6 +191,7 @@ fn load(client: &PodSettings, server: &PodSettings) -> State {
     let text = json!({
         "apiVersion": "isthmus.io/v1alpha1",
         "kind": "NodeConfig",
+        "dnsCapture": "none",
         "pods": [pod("client", client), pod("server", server)],
     })
     .to_string();
@@ -190,10 +220,9 @@ fn load(client: &PodSettings, server: &PodSettings) -> State {
     plan.state
 }
 
-// Where iptables sends a connection, without the accelerator.
-fn by_iptables(attempt: &Attempt, client: &Table, server: &Table) -> End {
-    let packet = Packet {
-        protocol: Protocol::Tcp,
+fn packet(protocol: Protocol, attempt: &Attempt) -> Packet {
+    Packet {
+        protocol,
         interface: if is_local(attempt.destination) {
             "lo"
         } else {
@@ -204,10 +233,16 @@ fn by_iptables(attempt: &Attempt, client: &Table, server: &Table) -> End {
         port: attempt.port,
         uid: attempt.uid,
         gid: attempt.gid,
-    };
+    }
+}
+
+// Where iptables sends a connection, without the accelerator.
+fn by_iptables(attempt: &Attempt, client: &Table, server: &Table) -> End {
+    let packet = packet(Protocol::Tcp, attempt);
     match client.run("OUTPUT", &packet) {
         Outcome::Redirect(OUTBOUND) => End::OwnOutbound,
         Outcome::Redirect(INBOUND) => End::OwnInbound,
+        Outcome::Redirect(DNS) => End::OwnDns,
         Outcome::Redirect(port) => panic!("no rule redirects to {port}"),
         Outcome::Pass if attempt.destination == SERVER_IP => {
             match server.run("PREROUTING", &packet) {
@@ -220,27 +255,32 @@ fn by_iptables(attempt: &Attempt, client: &Table, server: &Table) -> End {
     }
 }
 
-fn decided(attempt: &Attempt, state: &State) -> Option<End> {
+fn dial(attempt: &Attempt) -> Dial {
     let is_bound = attempt.source == ENVOY_SOURCE;
     let source = if is_bound {
         ENVOY_SOURCE
     } else {
         Ipv4Addr::UNSPECIFIED
     };
-    let dial = Dial {
+    Dial {
         netns_cookie: CLIENT,
         uid: attempt.uid,
         gid: attempt.gid,
         source: v4_mapped(source.octets()),
         destination: v4_mapped(attempt.destination.octets()),
         port: attempt.port.to_be_bytes(),
-    };
+    }
+}
+
+fn decided(attempt: &Attempt, state: &State) -> Option<End> {
+    let dial = dial(attempt);
     match decide(&dial, state) {
         Verdict::Pass(_) => None,
         Verdict::Follow => Some(End::AsDialled),
         Verdict::Redirect(to) if to.addr == LOOPBACK => match u16::from_be_bytes(to.port) {
             OUTBOUND => Some(End::OwnOutbound),
             INBOUND => Some(End::OwnInbound),
+            DNS => Some(End::OwnDns),
             port => panic!("the proxy does not listen on {port}"),
         },
         Verdict::Redirect(to) => {
@@ -255,9 +295,10 @@ fn decided(attempt: &Attempt, state: &State) -> Option<End> {
 
 // Connections that the accelerator may leave to iptables although iptables captures them.
 fn may_be_left(attempt: &Attempt, end: End, client: &PodSettings) -> bool {
-    let is_dns = attempt.port == 53;
+    let is_dns = attempt.port == 53 && has_unknown_servers(client);
     match end {
         End::OwnOutbound | End::OwnInbound => is_dns,
+        End::OwnDns => false,
         End::AsDialled => true,
         // The other pod's rules take it when it arrives. Only what a proxy sends is worth following, and
         // only where O1 leaves the question of who sends open.
@@ -268,6 +309,19 @@ fn may_be_left(attempt: &Attempt, end: End, client: &PodSettings) -> bool {
             !is_proxy || is_excluded || is_dns || is_reserved
         }
     }
+}
+
+// Istio captures no DNS for a pod without name servers. The accelerator does not know that it has none.
+fn has_unknown_servers(settings: &PodSettings) -> bool {
+    let is_set = |name: &str| {
+        settings
+            .proxy_metadata
+            .get(name)
+            .is_some_and(|value| value == "true")
+    };
+    is_set("ISTIO_META_DNS_CAPTURE")
+        && !is_set("CAPTURE_ALL_DNS")
+        && settings.name_servers.is_empty()
 }
 
 // By the annotation, or by the plugin's default.
@@ -302,6 +356,25 @@ proptest! {
                     "{:?} was left alone, and iptables makes it {:?}", attempt, expected
                 ),
             }
+        }
+    }
+
+    #[test]
+    fn datagrams_go_where_istios_rules_send_them(
+        client in settings(),
+        attempts in prop::collection::vec(attempt(), 24),
+    ) {
+        let state = load(&client, &PodSettings::default());
+        let rules = istios_rules(&client);
+        for attempt in attempts {
+            let expected = rules.run("OUTPUT", &packet(Protocol::Udp, &attempt));
+            let verdict = decide_datagram(&dial(&attempt), &state);
+            let decided = if verdict == DnsVerdict::ToAgent {
+                Outcome::Redirect(DNS)
+            } else {
+                Outcome::Pass
+            };
+            prop_assert_eq!(decided, expected, "{:?}: {:?}", attempt, verdict);
         }
     }
 }

@@ -93,6 +93,7 @@ fn is_swappable(old: &PodConfig, new: &PodConfig) -> bool {
     let gates = [
         PodFlags::LOOPBACK_IN_RANGES,
         PodFlags::IPV6,
+        PodFlags::DNS,
         PodFlags::EXCLUDES_GROUPS,
         PodFlags::ONLY_GROUPS,
     ];

@@ -6,12 +6,12 @@ use std::{
 };
 
 use isthmus_accel_abi::{
-    CidrKey, GroupKey, MAX_CIDR_RULES, MAX_GROUP_RULES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES,
-    PodConfig, PodFlags, PortKey, RuleList, v4_mapped,
+    CidrKey, DNS_PORT, GroupKey, MAX_CIDR_RULES, MAX_GROUP_RULES, MAX_POD_ADDRS, MAX_PODS,
+    MAX_PORT_RULES, PodConfig, PodFlags, PortKey, RuleList, v4_mapped,
 };
 use isthmus_api::node_config::{
-    AppAcceleration, GroupCapture, IpRange, Ipv6Capture, PodName, PortCapture, RangeCapture,
-    TrafficPolicy,
+    AppAcceleration, DnsCapture, GroupCapture, IpRange, Ipv6Capture, PodName, PortCapture,
+    RangeCapture, TrafficPolicy,
 };
 
 use crate::State;
@@ -146,6 +146,7 @@ impl Entries {
             PortCapture::AllBut(ports) => self.add_ports(RuleList::EXCLUDE_INBOUND, ports),
             PortCapture::Only(ports) => self.add_ports(RuleList::INCLUDE_INBOUND, ports),
         }
+        self.add_dns(&policy.dns);
         match &policy.owner_groups {
             GroupCapture::AllBut(groups) => self.add_groups(RuleList::EXCLUDE_OUTBOUND, groups),
             GroupCapture::Only(groups) => self.add_groups(RuleList::INCLUDE_OUTBOUND, groups),
@@ -154,6 +155,22 @@ impl Entries {
         match &policy.include_outbound_ranges {
             RangeCapture::All => {}
             RangeCapture::Only(ranges) => self.add_ranges(RuleList::INCLUDE_OUTBOUND, ranges),
+        }
+    }
+
+    fn add_dns(&mut self, dns: &DnsCapture) {
+        match dns {
+            // What is not captured is decided by the rules underneath, whatever they say.
+            DnsCapture::Unspecified => {
+                let port = u16::from_be_bytes(DNS_PORT);
+                self.add_ports(RuleList::EXCLUDE_OUTBOUND, &[port].into());
+            }
+            DnsCapture::Off | DnsCapture::All => {}
+            DnsCapture::Resolvers(servers) => {
+                let list = RuleList::DNS_SERVERS;
+                let key = |server| CidrKey::lookup(self.netns_cookie, list, as_bytes(server));
+                self.cidrs.extend(servers.iter().map(key));
+            }
         }
     }
 
@@ -279,6 +296,11 @@ fn flags(pod: &ResolvedPod) -> PodFlags {
         GroupCapture::AllBut(groups) if groups.is_empty() => {}
         GroupCapture::AllBut(_) => flags = flags.with(PodFlags::EXCLUDES_GROUPS),
         GroupCapture::Only(_) => flags = flags.with(PodFlags::ONLY_GROUPS),
+    }
+    match &policy.dns {
+        DnsCapture::Unspecified | DnsCapture::Off => {}
+        DnsCapture::Resolvers(_) => flags = flags.with(PodFlags::DNS),
+        DnsCapture::All => flags = flags.with(PodFlags::DNS).with(PodFlags::DNS_ALL),
     }
     if policy.has_loopback_range {
         flags = flags.with(PodFlags::LOOPBACK_IN_RANGES);

@@ -91,7 +91,7 @@ fn says_what_is_wrong_and_keeps_what_was_good() {
         Case {
             name: "an unknown field",
             make: |path| write(path, &format!("{HEAD}pods: []\npod: []\n")),
-            error: ": line 4, column 1: pod: unknown field `pod`, expected one of apiVersion, kind, pods",
+            error: ": line 4, column 1: pod: unknown field `pod`, expected one of apiVersion, kind, pods, dnsCapture, dnsServers",
         },
         Case {
             name: "no pods",

@@ -11,6 +11,7 @@ use std::{
 
 use super::{
     Capture,
+    dns::{DnsCapture, DnsMetadata, DnsSettings},
     proxy_config::ProxyConfig,
     traffic::{AppAcceleration, BadRange, IpRange, PortCapture, RangeCapture, TrafficPolicy},
 };
@@ -34,9 +35,6 @@ const AMBIENT_REDIRECTION: &str = "ambient.istio.io/redirection";
 const DEFAULT_STATUS_PORT: u16 = 15020;
 /// Ports of the sidecar that are never captured on the way in: merged metrics, Envoy's readiness, its metrics.
 const SIDECAR_PORTS: [u16; 3] = [15020, 15021, 15090];
-/// Whether TCP DNS goes to 15001 or to the agent's 15053 is a mesh-wide setting that no annotation shows.
-/// What is not captured here is decided by the rules underneath, so that both come out right.
-const DNS_PORT: u16 = 53;
 
 /// An annotation that the accelerator knows but leaves to iptables.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -144,9 +142,10 @@ pub(super) type Annotations = BTreeMap<String, String>;
 /// the annotation that keeps it out is removed.
 pub(super) fn parse_annotations(
     annotations: &Annotations,
+    dns: &DnsSettings,
 ) -> Result<(Capture, Vec<Notice>), AnnotationError> {
     let proxy = ProxyConfig::parse(annotations)?;
-    let policy = parse_policy(annotations, &proxy)?;
+    let policy = parse_policy(annotations, &proxy, dns)?;
     let mode = parse_mode(annotations, &proxy)?;
     if mode == Mode::None {
         return Ok((Capture::LeftAlone, Vec::new()));
@@ -162,6 +161,14 @@ pub(super) fn parse_annotations(
     }
     let is_left_alone = !blocking.is_empty();
     blocking.extend(harmless_notices(annotations));
+    let asks_for_dns = !matches!(proxy.dns()?, DnsMetadata::Unspecified | DnsMetadata::Off);
+    if asks_for_dns && policy.dns == DnsCapture::Unspecified {
+        let effect = "DNS stays with iptables, because no dnsServers are given";
+        blocking.push(Notice {
+            annotation: PROXY_CONFIG,
+            effect,
+        });
+    }
     let capture = if is_left_alone {
         Capture::LeftAlone
     } else {
@@ -173,6 +180,7 @@ pub(super) fn parse_annotations(
 fn parse_policy(
     annotations: &Annotations,
     proxy: &ProxyConfig,
+    dns: &DnsSettings,
 ) -> Result<TrafficPolicy, AnnotationError> {
     let exclude_outbound_ports = match annotations.get(EXCLUDE_OUTBOUND_PORTS) {
         Some(list) => parse_ports(EXCLUDE_OUTBOUND_PORTS, list)?,
@@ -205,7 +213,7 @@ fn parse_policy(
     let list = |name: &str| annotations.get(name).map_or("", String::as_str);
     Ok(TrafficPolicy {
         app_acceleration: parse_acceleration(annotations)?,
-        exclude_outbound_ports: &exclude_outbound_ports | &BTreeSet::from([DNS_PORT]),
+        exclude_outbound_ports,
         exclude_outbound_ranges: parse_ranges(
             EXCLUDE_OUTBOUND_RANGES,
             list(EXCLUDE_OUTBOUND_RANGES),
@@ -214,6 +222,7 @@ fn parse_policy(
         include_outbound_ranges,
         has_loopback_range,
         inbound_ports,
+        dns: dns.capture(proxy.dns()?),
         ipv6: proxy.ipv6()?,
         owner_groups: proxy.owner_groups().unwrap_or_default(),
         direct_loopback: proxy.direct_loopback()?,

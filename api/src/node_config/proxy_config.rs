@@ -9,9 +9,12 @@ use serde::Deserialize;
 
 use super::{
     annotations::{AnnotationError, Annotations, PROXY_CONFIG, items},
+    dns::DnsMetadata,
     traffic::{GroupCapture, Ipv6Capture, LoopbackRange},
 };
 
+const DNS_CAPTURE: &str = "ISTIO_META_DNS_CAPTURE";
+const DNS_CAPTURE_ALL: &str = "CAPTURE_ALL_DNS";
 const DUAL_STACK: &str = "ISTIO_DUAL_STACK";
 const LOOPBACK_RANGE: &str = "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR";
 const OWNER_GROUPS: &str = "ISTIO_OUTBOUND_OWNER_GROUPS";
@@ -49,21 +52,37 @@ impl ProxyConfig {
         value.filter(|value| !value.is_empty())
     }
 
+    fn boolean(&self, name: &'static str) -> Result<Option<bool>, AnnotationError> {
+        let Some(value) = self.variable(name) else {
+            return Ok(None);
+        };
+        let bad = || AnnotationError::BadBool {
+            annotation: PROXY_CONFIG,
+            name,
+            value: value.to_owned(),
+        };
+        parse_bool(value).map(Some).ok_or_else(bad)
+    }
+
     // Whether the mesh is dual-stack is a setting of the mesh, which a pod may repeat. Where it says
     // nothing, an IPv6 address is taken for a yes.
     pub(super) fn ipv6(&self) -> Result<Ipv6Capture, AnnotationError> {
-        let Some(value) = self.variable(DUAL_STACK) else {
-            return Ok(Ipv6Capture::default());
-        };
-        match parse_bool(value) {
-            Some(true) => Ok(Ipv6Capture::WithAddress),
-            Some(false) => Ok(Ipv6Capture::WithoutIpv4),
-            None => Err(AnnotationError::BadBool {
-                annotation: PROXY_CONFIG,
-                name: DUAL_STACK,
-                value: value.to_owned(),
-            }),
-        }
+        Ok(match self.boolean(DUAL_STACK)? {
+            None => Ipv6Capture::default(),
+            Some(true) => Ipv6Capture::WithAddress,
+            Some(false) => Ipv6Capture::WithoutIpv4,
+        })
+    }
+
+    pub(super) fn dns(&self) -> Result<DnsMetadata, AnnotationError> {
+        let (capture, all) = (self.boolean(DNS_CAPTURE)?, self.boolean(DNS_CAPTURE_ALL)?);
+        Ok(match (capture, all) {
+            (None, _) => DnsMetadata::Unspecified,
+            (Some(false), _) => DnsMetadata::Off,
+            (Some(true), None) => DnsMetadata::On,
+            (Some(true), Some(false)) => DnsMetadata::Resolvers,
+            (Some(true), Some(true)) => DnsMetadata::All,
+        })
     }
 
     pub(super) fn direct_loopback(&self) -> Result<LoopbackRange, AnnotationError> {

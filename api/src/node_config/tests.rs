@@ -75,7 +75,7 @@ fn refuses_what_is_no_node_config() {
             "an unknown field",
             pods("- {name: default/a, netns: /run/netns/a, proxyUid: 1}"),
             "line 4, column 42: pods[0].proxyUid: unknown field `proxyUid`, expected one of name, netns, \
-             proxyUID, proxyGID, annotations",
+             proxyUID, proxyGID, annotations, dnsCapture, dnsServers",
         ),
         case(
             "a field twice",
@@ -212,12 +212,13 @@ fn reads_port_and_range_annotations_as_istio_does() {
         expected: TrafficPolicy,
     }
     let default = || TrafficPolicy {
-        exclude_outbound_ports: ports(&[53, 15020]),
+        exclude_outbound_ports: ports(&[15020]),
         exclude_outbound_ranges: BTreeSet::new(),
         include_outbound_ports: BTreeSet::new(),
         include_outbound_ranges: RangeCapture::All,
         has_loopback_range: false,
         inbound_ports: PortCapture::AllBut(ports(&[15020, 15021, 15090])),
+        dns: DnsCapture::Unspecified,
         ipv6: Ipv6Capture::WithAddress,
         app_acceleration: AppAcceleration::Off,
         owner_groups: GroupCapture::AllBut(BTreeSet::new()),
@@ -341,11 +342,11 @@ fn reads_port_and_range_annotations_as_istio_does() {
             "ports left out replace the default",
             &[(EXCLUDED, "3306,3306, 080")],
             |policy| {
-                policy.exclude_outbound_ports = ports(&[53, 80, 3306]);
+                policy.exclude_outbound_ports = ports(&[80, 3306]);
             },
         ),
         case("no ports left out", &[(EXCLUDED, "")], |policy| {
-            policy.exclude_outbound_ports = ports(&[53]);
+            policy.exclude_outbound_ports = BTreeSet::new();
         }),
         case("no inbound ports", &[(INBOUND, "")], |policy| {
             policy.inbound_ports = PortCapture::Only(BTreeSet::new());
@@ -382,7 +383,7 @@ fn reads_port_and_range_annotations_as_istio_does() {
         expected,
     } in cases
     {
-        let parsed = parse_annotations(&map(annotations));
+        let parsed = parse_annotations(&map(annotations), &DnsSettings::default());
         assert_eq!(
             parsed,
             Ok((Capture::Accelerated(expected), Vec::new())),
@@ -475,7 +476,8 @@ fn leaves_alone_what_it_would_capture_wrongly() {
         noticed,
     } in cases
     {
-        let (capture, notices) = parse_annotations(&map(annotations)).expect(name);
+        let (capture, notices) =
+            parse_annotations(&map(annotations), &DnsSettings::default()).expect(name);
         assert_eq!(capture != Capture::LeftAlone, is_accelerated, "{name}");
         let names: Vec<&str> = notices.iter().map(|notice| notice.annotation).collect();
         assert_eq!(names, noticed, "{name}");
@@ -585,7 +587,7 @@ fn refuses_bad_annotations() {
         error,
     } in cases
     {
-        let parsed = parse_annotations(&map(&[(annotation, value)]));
+        let parsed = parse_annotations(&map(&[(annotation, value)]), &DnsSettings::default());
         let message = parsed.expect_err(value).to_string();
         assert!(
             message.contains(error),
@@ -597,7 +599,13 @@ fn refuses_bad_annotations() {
         );
     }
     // An exclusion that a list makes void is read nevertheless.
-    assert!(parse_annotations(&map(&[(INBOUND, "80"), (NOT_INBOUND, "x")])).is_err());
+    assert!(
+        parse_annotations(
+            &map(&[(INBOUND, "80"), (NOT_INBOUND, "x")]),
+            &DnsSettings::default()
+        )
+        .is_err()
+    );
 }
 
 const ACCELERATE: &str = "isthmus.io/accelerate-application";

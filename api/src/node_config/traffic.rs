@@ -6,6 +6,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use super::dns::DnsCapture;
+
 /// What `istio-iptables` would be told about one pod.
 ///
 /// Order of the outbound rules, first match wins: `exclude_outbound_ports` leaves, `exclude_outbound_ranges`
@@ -26,6 +28,9 @@ pub struct TrafficPolicy {
     pub has_loopback_range: bool,
     /// Ports of the pod whose incoming connections are taken.
     pub inbound_ports: PortCapture,
+    /// Which queries to name servers go to the pod's agent. Those that do not, and come by TCP, follow the
+    /// rules above.
+    pub dns: DnsCapture,
     /// When IPv6 is captured as well.
     pub ipv6: Ipv6Capture,
     /// Which of the application's sockets may skip TCP.

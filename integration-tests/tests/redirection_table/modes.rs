@@ -135,7 +135,7 @@ impl Agent {
 }
 
 fn write_config(dir: &TempDir, pods: &[Value]) -> Result<PathBuf> {
-    let document = json!({"apiVersion": "isthmus.io/v1alpha1", "kind": "NodeConfig", "pods": pods});
+    let document = json!({"apiVersion": "isthmus.io/v1alpha1", "kind": "NodeConfig", "dnsCapture": "none", "pods": pods});
     let (draft, file) = (dir.path().join("draft"), dir.path().join("node.yaml"));
     fs::write(&draft, document.to_string())?;
     fs::rename(&draft, &file)?;

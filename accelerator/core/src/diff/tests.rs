@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use isthmus_accel_abi::{Dial, Redirect, Verdict, decide, v4_mapped};
+use isthmus_accel_abi::{Dial, DnsVerdict, Redirect, Verdict, decide, decide_datagram, v4_mapped};
 use proptest::{collection::btree_set, prelude::*};
 
 use super::*;
@@ -10,7 +10,7 @@ use super::*;
 const APP: u32 = 1000;
 const PODS: [u64; 3] = [1, 2, 3];
 const GROUPS: [u32; 2] = [APP, 2000];
-const PORTS: [u16; 3] = [80, 443, 9300];
+const PORTS: [u16; 4] = [53, 80, 443, 9300];
 const PROXY: u32 = 1337;
 
 #[test]
@@ -29,6 +29,10 @@ fn orders_operations() {
     };
     let other_owner = PodConfig {
         proxy_uid: 2000,
+        ..PodConfig::istio_default()
+    };
+    let with_dns = PodConfig {
+        flags: PodConfig::istio_default().flags.with(PodFlags::DNS),
         ..PodConfig::istio_default()
     };
     let (exclude, include) = (RuleList::EXCLUDE_OUTBOUND, RuleList::INCLUDE_OUTBOUND);
@@ -82,6 +86,12 @@ fn orders_operations() {
             name: "the sidecar has another owner",
             loaded: policy(&[]),
             desired: pod(1, other_owner, &[(include, 80)], &[1]),
+            ops: &["-pod 1", "+include_outbound 80", "+pod 1"],
+        },
+        Case {
+            name: "the agent answers DNS from here on",
+            loaded: policy(&[]),
+            desired: pod(1, with_dns, &[(include, 80)], &[1]),
             ops: &["-pod 1", "+include_outbound 80", "+pod 1"],
         },
         Case {
@@ -193,8 +203,28 @@ proptest! {
             for dial in dials.iter().filter(|dial| dial.uid == APP) {
                 let (old, new) = (redirect(dial, &loaded), redirect(dial, &desired));
                 if old.is_some() && new.is_some() {
-                    prop_assert_eq!(redirect(dial, &state), old, "after {}: {:?}", render_op(&op), dial);
+                    let now = redirect(dial, &state);
+                    prop_assert!(now == old || now == new, "after {}: {:?}", render_op(&op), dial);
                 }
+            }
+        }
+    }
+
+    // Datagrams depend on the sender's pod alone.
+    #[test]
+    fn takes_a_query_only_if_an_old_or_new_policy_does(
+        loaded in any_state(), desired in any_state(), dials in prop::collection::vec(any_dial(), 32),
+    ) {
+        let mut state = loaded.clone();
+        for op in diff(&desired, &loaded) {
+            state.apply(&op);
+            for dial in &dials {
+                let is_taken = |state: &State| decide_datagram(dial, state) == DnsVerdict::ToAgent;
+                let (old, new, now) = (is_taken(&loaded), is_taken(&desired), is_taken(&state));
+                prop_assert!(!now || old || new, "after {}: {:?}", render_op(&op), dial);
+                let stays = loaded.pods.get(&dial.netns_cookie) == desired.pods.get(&dial.netns_cookie)
+                    && loaded.addrs == desired.addrs;
+                prop_assert!(now || !(old && new && stays), "after {}: {:?}", render_op(&op), dial);
             }
         }
     }
@@ -244,6 +274,7 @@ fn any_state() -> impl Strategy<Value = State> {
         RuleList::INCLUDE_OUTBOUND,
         RuleList::EXCLUDE_INBOUND,
         RuleList::INCLUDE_INBOUND,
+        RuleList::DNS_SERVERS,
     ]);
     let cookie = || prop::sample::select(PODS.to_vec());
     let port = (cookie(), list.clone(), prop::sample::select(PORTS.to_vec()))
@@ -268,8 +299,10 @@ fn any_state() -> impl Strategy<Value = State> {
             PodFlags::LOOPBACK_IN_RANGES,
             PodFlags::EXCLUDES_GROUPS,
             PodFlags::ONLY_GROUPS,
+            PodFlags::DNS,
+            PodFlags::DNS_ALL,
         ],
-        0..=5,
+        0..=7,
     );
     let config = (prop::sample::select(vec![PROXY, APP]), flags).prop_map(|(proxy_uid, flags)| {
         let flags = flags.into_iter().fold(PodFlags::NONE, PodFlags::with);

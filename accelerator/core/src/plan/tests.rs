@@ -16,6 +16,11 @@ fn turns_a_policy_into_entries() {
         include_outbound_ranges: RangeCapture::Only(ranges(&["198.18.0.0/16", "::/0"])),
         has_loopback_range: true,
         inbound_ports: PortCapture::Only([8080].into()),
+        dns: DnsCapture::Resolvers(
+            ["10.96.0.10", "2001:db8::"]
+                .map(|addr| addr.parse().expect(addr))
+                .into(),
+        ),
         ipv6: Ipv6Capture::WithAddress,
         app_acceleration: AppAcceleration::Off,
         owner_groups: GroupCapture::Only([2000].into()),
@@ -47,6 +52,8 @@ fn turns_a_policy_into_entries() {
             CidrKey::v6(7, RuleList::EXCLUDE_OUTBOUND, DOCUMENTATION, 32),
             CidrKey::v4(7, RuleList::INCLUDE_OUTBOUND, [198, 18, 0, 0], 16),
             CidrKey::v6(7, RuleList::INCLUDE_OUTBOUND, [0; 16], 0),
+            CidrKey::v4(7, RuleList::DNS_SERVERS, [10, 96, 0, 10], 32),
+            CidrKey::v6(7, RuleList::DNS_SERVERS, DOCUMENTATION, 128),
         ]
         .into()
     );
@@ -64,6 +71,7 @@ fn turns_a_policy_into_entries() {
     assert_eq!(state.groups, [group].into());
     let flags = PodFlags::LOOPBACK_IN_RANGES
         .with(PodFlags::IPV6)
+        .with(PodFlags::DNS)
         .with(PodFlags::ONLY_GROUPS);
     let config = PodConfig {
         flags,
@@ -134,6 +142,7 @@ fn refuses_pods_that_are_in_the_way_or_too_large() {
         refused: &'static [(&'static str, &'static str)],
     }
     let every_port = TrafficPolicy {
+        dns: DnsCapture::Off,
         include_outbound_ports: (0..=u16::MAX).collect(),
         ..policy()
     };
@@ -195,6 +204,7 @@ fn refuses_pods_that_are_in_the_way_or_too_large() {
                     "default/c",
                     ResolvedPod {
                         policy: TrafficPolicy {
+                            dns: DnsCapture::Off,
                             exclude_outbound_ports: BTreeSet::new(),
                             inbound_ports: PortCapture::Only(BTreeSet::new()),
                             ..policy()
@@ -274,7 +284,8 @@ fn resolved(netns_cookie: u64, hosts: &[u8]) -> ResolvedPod {
 
 fn policy() -> TrafficPolicy {
     TrafficPolicy {
-        exclude_outbound_ports: [53, 15020].into(),
+        dns: DnsCapture::Unspecified,
+        exclude_outbound_ports: [15020].into(),
         exclude_outbound_ranges: BTreeSet::new(),
         include_outbound_ports: BTreeSet::new(),
         include_outbound_ranges: RangeCapture::All,
@@ -292,4 +303,35 @@ fn ranges(ranges: &[&str]) -> BTreeSet<IpRange> {
         .iter()
         .map(|range| IpRange::parse(range).expect(range))
         .collect()
+}
+
+#[test]
+fn dns_is_left_alone_taken_from_its_servers_or_taken_whole() {
+    let of = |dns| {
+        let policy = TrafficPolicy {
+            dns,
+            ..resolved(7, &[]).policy
+        };
+        let pod = ResolvedPod {
+            policy,
+            ..resolved(7, &[])
+        };
+        let state = plan(&named(&[("default/a", pod)])).state;
+        let excluded = PortKey::new(7, RuleList::EXCLUDE_OUTBOUND, DNS_PORT);
+        let flags = state.pods[&7].flags;
+        let [is_on, is_all] = [PodFlags::DNS, PodFlags::DNS_ALL].map(|flag| flags.has(flag));
+        (state.ports.contains(&excluded), is_on, is_all, state.cidrs)
+    };
+    let server: IpAddr = "10.96.0.10".parse().expect("an address");
+    let key = CidrKey::v4(7, RuleList::DNS_SERVERS, [10, 96, 0, 10], 32);
+    assert_eq!(
+        of(DnsCapture::Unspecified),
+        (true, false, false, BTreeSet::new())
+    );
+    assert_eq!(of(DnsCapture::Off), (false, false, false, BTreeSet::new()));
+    assert_eq!(
+        of(DnsCapture::Resolvers([server].into())),
+        (false, true, false, [key].into())
+    );
+    assert_eq!(of(DnsCapture::All), (false, true, true, BTreeSet::new()));
 }
