@@ -1,8 +1,8 @@
 //! Which DNS queries go to the pod's agent (rows D1 and D3), and what the asking socket is shown.
 //!
 //! Order of Istio's rules (istio/istio, `tools/istio-iptables/pkg/capture/run.go`): excluded ports (O1),
-//! Envoy's own source (O2), the proxy (O5, O8) and some groups (O9) leave; then port 53 of the pod's servers is taken, by
-//! UDP as by TCP, on `lo` as elsewhere. Of UDP, nothing else is ever taken.
+//! Envoy's own source (O2), the proxy (O5, O8) and some groups (O9) leave; then port 53 of the pod's
+//! servers is taken, by UDP as by TCP, on `lo` as elsewhere. Of UDP, nothing else is ever taken.
 
 use crate::{
     CidrKey, Dial, ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, LOOPBACK, LOOPBACK_V6, PodConfig,
@@ -44,8 +44,8 @@ pub enum DnsPass {
     OtherServer,
 }
 
-/// Decides where a datagram goes, by the address that the kernel will route ([`Dial::routed`]). Costs nothing but a comparison for other ports than 53, else at most
-/// five lookups.
+/// Decides where a datagram goes, by the address that the kernel will route ([`Dial::routed`]). Costs a
+/// comparison for other ports than 53, else at most five lookups.
 #[must_use]
 #[inline]
 pub fn decide_datagram<R: Rules>(query: &Dial, rules: &R) -> DnsVerdict {

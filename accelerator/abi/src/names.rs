@@ -6,7 +6,8 @@ pub const ABI_VERSION: u32 = 2;
 /// Names of the maps: symbols in the object and file names under the pin directory.
 ///
 /// What an agent needs to know of another version, to take over from it or to remove it, stays the same
-/// in every version: the names `PODS`, `ORIG_DST_BY_TUPLE`, `SOCKET_STATE`, `ENDS`, `SOCKETS` and `SETTINGS`; that `ENDS`
+/// in every version: the names `PODS`, `ORIG_DST_BY_TUPLE`, `SOCKET_STATE`, `DNS_SOCKETS` (from 2), `ENDS`, `SOCKETS` and
+/// `SETTINGS`; that `ENDS`
 /// and `SOCKETS` have the same keys, and that such a key is what [`program::PARKED`] is run with; and
 /// how [`crate::Settings`] begins.
 pub mod map {

@@ -5,7 +5,7 @@ use std::{
     borrow::Cow,
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -269,6 +269,46 @@ fn an_agent_that_is_killed_while_it_takes_over_is_followed_by_one_that_finishes(
     idle.finish();
     again.finish();
     wait_until("the other version is gone", || {
+        let retired = datapath.retire_others().expect("it can be removed");
+        retired.is_empty()
+    });
+}
+
+#[test]
+fn a_datagram_socket_keeps_the_version_that_knows_its_server() {
+    let [_, newer] = other_versions();
+    let pod = Pod::alone([198, 18, 0, 1]);
+    let versions = Versions::new("dns", PodFlags::DNS.with(PodFlags::DNS_ALL));
+    versions.install(&newer, &pod);
+    let server = SocketAddr::from(([198, 19, 0, 53], 53));
+    let agent = pod.run_as(PROXY, || {
+        UdpSocket::bind("127.0.0.1:15053").expect("the address is free")
+    });
+    let app = pod.run_as(APP, move || {
+        let app = UdpSocket::bind("0.0.0.0:0").expect("a port is free");
+        app.connect(server).expect("a peer can be set");
+        app
+    });
+    let check = |app: &UdpSocket| {
+        let shown = app.peer_addr().expect("it has a peer");
+        assert_eq!(shown, server, "getpeername");
+        app.send(b"?").expect("a query can be sent");
+        let (_, from) = agent.recv_from(&mut [0; 8]).expect("it comes here");
+        agent.send_to(b"!", from).expect("an answer can be sent");
+        let (_, from) = app.recv_from(&mut [0; 8]).expect("the answer comes");
+        assert_eq!(from, server, "recvfrom");
+    };
+    check(&app);
+
+    let mut datapath = versions.open(&pod);
+    for _ in 0..3 {
+        let retired = datapath.retire_others().expect("it can be taken over");
+        let sockets: Vec<usize> = retired.iter().map(|row| row.sockets).collect();
+        assert_eq!(sockets, [1], "it serves what it has");
+        check(&app);
+    }
+    drop(app);
+    wait_until("the other version goes with its last socket", || {
         let retired = datapath.retire_others().expect("it can be removed");
         retired.is_empty()
     });

@@ -145,16 +145,16 @@ impl Installation {
     /// Counts the sockets that its programs still answer for, with the program [`program::LIVE`] of
     /// whichever version.
     pub(crate) fn live_sockets(&self, counter: BorrowedFd<'_>) -> Result<usize, DatapathError> {
-        let Some(states) = self.map(map::SOCKET_STATE) else {
-            return Ok(0);
-        };
-        let marks = sys::iterate_map(counter, states.fd());
-        marks
-            .map(|marks| marks.len())
-            .map_err(|source| DatapathError::Kernel {
-                action: format!("running {}", program::LIVE),
-                source,
-            })
+        let states = [map::SOCKET_STATE, map::DNS_SOCKETS];
+        let count =
+            |states: RawMap| sys::iterate_map(counter, states.fd()).map(|marks| marks.len());
+        let maps = states.into_iter().filter_map(|name| self.map(name));
+        let counts: Result<Vec<usize>, _> = maps.map(count).collect();
+        let counts = counts.map_err(|source| DatapathError::Kernel {
+            action: format!("running {}", program::LIVE),
+            source,
+        })?;
+        Ok(counts.iter().sum())
     }
 
     /// Opens one of its programs.
