@@ -1,7 +1,7 @@
 //! The admin endpoint: health and metrics. It asks the loop that owns the agent, so that nothing is
 //! shared and a loop that hangs is seen.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -16,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{error::CommandError, metrics, status::Status};
+use crate::{error::CommandError, metrics, shadow::Report, status::Status};
 
 const INDEX: &str = "isthmus-accelerator admin\n\n\
     /livez     does the agent answer\n\
@@ -39,6 +39,8 @@ pub struct Question {
 pub struct Answer {
     /// Whether the kernel holds what the file says.
     pub is_ready: bool,
+    /// What shadow mode has found, `None` outside of it.
+    pub shadow: Option<Arc<Report>>,
     /// What is loaded, or why that is not known.
     pub status: Result<Status, String>,
 }
@@ -92,9 +94,9 @@ async fn render_metrics(State(questions): State<mpsc::Sender<Question>>) -> Resp
     let Some(answer) = ask(&questions).await else {
         return unavailable("the agent does not answer\n");
     };
-    let text = answer
-        .status
-        .and_then(|status| metrics::render(&status).map_err(|error| error.to_string()));
+    let text = answer.status.and_then(|status| {
+        metrics::render(&status, answer.shadow.as_deref()).map_err(|error| error.to_string())
+    });
     match text {
         Ok(text) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),

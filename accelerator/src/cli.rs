@@ -20,6 +20,10 @@ Examples:
   # What a pod dials from here on, and what becomes of it
   isthmus-accelerator flows --follow --pod default/client
 
+  # Whether iptables does what the programs would do, on a node that runs in the shadow
+  isthmus-accelerator run --config /etc/isthmus/node.yaml --shadow
+  isthmus-accelerator shadow
+
   # Remove everything from the kernel
   isthmus-accelerator detach
 
@@ -78,6 +82,8 @@ pub enum Command {
     Status(Status),
     /// Show connections one by one: who dialled what, where it went and why.
     Flows(Flows),
+    /// Show whether iptables does what the programs would do, found by `run --shadow`.
+    Shadow(Shadow),
     /// Remove everything from the kernel.
     Detach(Detach),
     /// Show what the accelerator needs of this machine, and what is missing.
@@ -110,6 +116,11 @@ pub struct Run {
     /// Whether messages between sockets of this node may skip TCP/IP.
     #[arg(default_value = "auto", long, value_enum, value_name = "WHEN")]
     pub sockmap: Sockmap,
+
+    /// Change nothing: record what the programs would do, and compare it with what iptables does. See
+    /// `isthmus-accelerator shadow`. A `run` without it begins in earnest, without a gap.
+    #[arg(conflicts_with_all = ["flows", "sockmap"], long)]
+    pub shadow: bool,
 
     /// When the programs tell about single connections, for `isthmus-accelerator flows`.
     #[arg(default_value = "auto", long, value_enum, value_name = "WHEN")]
@@ -181,6 +192,27 @@ pub struct Flows {
     pub verdict: Option<FlowVerdict>,
 
     /// How to print a flow: a line of columns, or of JSON in the fields of Hubble's flows.
+    #[arg(
+        default_value = "table",
+        long,
+        short,
+        value_enum,
+        value_name = "FORMAT"
+    )]
+    pub output: Output,
+
+    #[command(flatten)]
+    #[allow(
+        missing_docs,
+        reason = "a doc comment would replace the one of the flattened options"
+    )]
+    pub places: Places,
+}
+
+/// Shows whether iptables does what the programs would do. Exits 1 if it does not.
+#[derive(Args, Debug)]
+pub struct Shadow {
+    /// How to print the answer; `json` is stable across minor versions.
     #[arg(
         default_value = "table",
         long,

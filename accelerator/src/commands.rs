@@ -13,7 +13,7 @@ use std::{
 use isthmus_accel_abi::{FlowMode, PassCause, SettingsMode, VerdictCode, program};
 use isthmus_accel_datapath::{
     Datapath, DatapathError, Mechanism,
-    linux::{self, DetachReport, FlowReader, LinuxDatapath, LoadOptions, Patience, Unread},
+    linux::{self, DetachReport, LinuxDatapath, LoadOptions, Patience, Unread},
     probe as datapath_probe,
 };
 use serde::Serialize;
@@ -23,20 +23,21 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     admin,
     cli::{
-        Cli, Command, Detach, FlowVerdict, Flows, FlowsWhen, LogFormat, Output, Probe, Run,
+        Cli, Command, Detach, FlowVerdict, Flows, FlowsWhen, LogFormat, Output, Probe, Run, Shadow,
         Sockmap, Status,
     },
-    error::{CommandError, EXIT_MISSING, render_chain},
+    error::{CommandError, EXIT_FAILED, EXIT_MISSING, render_chain},
     exclusive::Exclusive,
     flows::{
         filter::Filter,
-        hub::{Hub, Request, Telling},
+        hub::{FlowsRequest, Hub, Telling},
         view,
     },
     probe::{self, Report},
     rights,
     run::{self, Home},
-    runtime_dir::{Roster, RuntimeDir},
+    runtime_dir::RuntimeDir,
+    shadow,
     status::{self, AgentStatus, Origin},
 };
 
@@ -51,6 +52,7 @@ pub fn execute(cli: Cli, out: &mut (dyn Write + Send)) -> Result<ExitCode, Comma
         Command::Flows(args) => show_flows(args, out),
         Command::Probe(args) => show_probe(&args, out),
         Command::Run(args) => run(args, out),
+        Command::Shadow(args) => show_shadow(&args, out),
         Command::Status(args) => show_status(args, out),
     }
 }
@@ -77,14 +79,21 @@ async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandEr
     let hooks = (!args.share_hooks).then_some(cgroup_root.as_path());
     let _exclusive = Exclusive::acquire(&args.places, hooks)?;
 
+    let telling = match args.flows {
+        _ if args.shadow => Some(Telling::Shadow),
+        FlowsWhen::Auto => Some(Telling::Auto),
+        FlowsWhen::Off => None,
+        FlowsWhen::On => Some(Telling::Always),
+    };
     let options = LoadOptions {
         mode: match args.sockmap {
+            _ if args.shadow => SettingsMode::SHADOW,
             Sockmap::Auto => SettingsMode::SOCKMAP,
             Sockmap::Off => SettingsMode::REDIRECT_ONLY,
         },
-        flows: match args.flows {
-            FlowsWhen::On => FlowMode::ON,
-            FlowsWhen::Auto | FlowsWhen::Off => FlowMode::OFF,
+        flows: match telling {
+            Some(Telling::Always | Telling::Shadow) => FlowMode::ON,
+            Some(Telling::Auto) | None => FlowMode::OFF,
         },
         ..LoadOptions::default()
     };
@@ -102,24 +111,24 @@ async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandEr
         tracing::info!(pods = adopted, "taken over from an earlier agent");
     }
     let names = watch::Sender::new(Arc::default());
-    let telling = match args.flows {
-        FlowsWhen::Auto => Some(Telling::Auto),
-        FlowsWhen::Off => None,
-        FlowsWhen::On => Some(Telling::Always),
-    };
+    let (found, shadow) = watch::channel(None);
     if let Some(telling) = telling {
-        tell_flows(
+        let socket = runtime_dir.flows();
+        let hub = Hub::new(
             datapath.flow_reader()?,
-            runtime_dir.flows(),
-            &names,
+            socket,
+            names.subscribe(),
             telling,
+            found,
         );
+        tell_flows(hub, socket, telling)?;
     }
     let home = Home {
         mode: datapath.mode()?.into(),
         names,
         pin_dir: args.places.pin_dir,
         runtime_dir,
+        shadow,
     };
     let questions = match args.admin_listen {
         Some(addr) => Some(admin::serve(addr).await?),
@@ -132,20 +141,20 @@ async fn follow(args: Run, out: &mut (dyn Write + Send)) -> Result<(), CommandEr
     ended
 }
 
-// Without it traffic is what it was, and the agent too.
-fn tell_flows(
-    reader: FlowReader,
-    socket: &Path,
-    names: &watch::Sender<Arc<Roster>>,
-    telling: Telling,
-) {
-    match Hub::new(reader, socket, names.subscribe(), telling) {
+// Without it traffic is what it was, and the agent too: only the shadow would be for nothing.
+fn tell_flows(hub: io::Result<Hub>, socket: &Path, telling: Telling) -> Result<(), CommandError> {
+    match hub {
         Ok(hub) => drop(tokio::spawn(hub.run())),
+        Err(source) if telling == Telling::Shadow => {
+            let socket = socket.to_owned();
+            return Err(CommandError::Flows { socket, source });
+        }
         Err(error) => {
             let socket = socket.display();
             tracing::warn!(%error, "flows cannot be told: {socket} cannot be listened on");
         }
     }
+    Ok(())
 }
 
 // A half-loaded first attempt serves nobody, and must not be found by `status`. What an earlier agent
@@ -205,7 +214,7 @@ fn show_flows(args: Flows, out: &mut dyn Write) -> Result<ExitCode, CommandError
         FlowVerdict::Passed => VerdictCode::passed(PassCause::NotInPod).name(),
         FlowVerdict::Redirected => VerdictCode::REDIRECTED.name(),
     });
-    let request = Request {
+    let request = FlowsRequest {
         filter: Filter {
             pod: args.pod,
             port: args.port,
@@ -214,8 +223,22 @@ fn show_flows(args: Flows, out: &mut dyn Write) -> Result<ExitCode, CommandError
         last: args.last,
         is_following: args.follow,
     };
-    view::view(runtime_dir.flows(), &request, args.output, out)?;
+    view::view(runtime_dir.flows(), request, args.output, out)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn show_shadow(args: &Shadow, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, &args.places.pin_dir);
+    let report = view::shadow(runtime_dir.flows())?;
+    match args.output {
+        Output::Json => print_json(out, &report)?,
+        Output::Table => print(out, &shadow::render_table(&report))?,
+    }
+    Ok(if report.disagreed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_FAILED)
+    })
 }
 
 fn show_probe(args: &Probe, out: &mut dyn Write) -> Result<ExitCode, CommandError> {

@@ -1,6 +1,6 @@
 //! Why a command failed, and what that makes of its exit code.
 
-use std::{error::Error, io, net::SocketAddr};
+use std::{error::Error, io, net::SocketAddr, path::PathBuf};
 
 use isthmus_accel_datapath::DatapathError;
 
@@ -34,6 +34,14 @@ pub enum CommandError {
     /// The kernel.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
+    /// The socket at which the agent tells of connections.
+    #[error("{} cannot be listened on, --runtime-dir names another directory", socket.display())]
+    Flows {
+        /// The socket.
+        socket: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// Flows, asked for.
     #[error(transparent)]
     View(#[from] ViewError),

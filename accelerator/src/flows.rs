@@ -72,7 +72,7 @@ pub struct FlowEnd {
 }
 
 /// Who called connect(2).
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Caller {
     /// Process.
     pub pid: u32,

@@ -29,5 +29,6 @@ pub mod resolve;
 pub mod rights;
 pub mod run;
 pub mod runtime_dir;
+pub mod shadow;
 pub mod status;
 pub mod watch;

@@ -1,6 +1,7 @@
 //! The status as `OpenMetrics`.
 
 mod latency;
+mod shadow;
 
 use std::fmt;
 
@@ -10,7 +11,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::status::{Hop, Status, Verdict};
+use crate::{
+    shadow::Report,
+    status::{Hop, Status, Verdict},
+};
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct HopLabels {
@@ -64,12 +68,15 @@ struct ProgramLabels {
 /// # Errors
 ///
 /// Returns [`fmt::Error`] as the encoder does, which it has no reason to.
-pub fn render(status: &Status) -> Result<String, fmt::Error> {
+pub fn render(status: &Status, shadow: Option<&Report>) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("isthmus_accelerator");
     register_verdicts(&mut registry, &status.verdicts);
     register_hops(&mut registry, &status.hops);
     latency::register(&mut registry, &status.latencies);
     register_node(&mut registry, status);
+    if let Some(report) = shadow {
+        shadow::register(&mut registry, report);
+    }
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -209,9 +216,27 @@ fn register_node(registry: &mut Registry, status: &Status) {
 
 #[cfg(test)]
 mod tests {
+    use crate::shadow::Disagreement;
     use crate::status::{AgentStatus, Bucket, IdlePod, Latency, MapUse, Mode, Program};
 
     use super::*;
+
+    fn report() -> Report {
+        let row = Disagreement {
+            pod: Some("default/client".to_owned()),
+            netns_cookie: 1,
+            difference: "let_pass".to_owned(),
+            rows: "O12/O13".to_owned(),
+            calls: 2,
+            ..Disagreement::default()
+        };
+        Report {
+            agreed: 9,
+            disagreed: 4,
+            disagreements: vec![row.clone(), row],
+            ..Report::default()
+        }
+    }
 
     fn verdict(verdict: &'static str, reason: Option<&'static str>, connections: u64) -> Verdict {
         Verdict {
@@ -297,7 +322,7 @@ mod tests {
 
     #[test]
     fn renders_every_counter_once() {
-        let text = render(&status()).expect("strings take everything");
+        let text = render(&status(), Some(&report())).expect("strings take everything");
 
         let expected = [
             "isthmus_accelerator_hop_connections_total{pod=\"default/client\",hop=\"app_to_proxy\"} 16",
@@ -314,6 +339,10 @@ mod tests {
             "isthmus_accelerator_connect_duration_seconds_bucket{le=\"0.000002\",pod=\"default/client\",hop=\"app_to_proxy\"} 1",
             "isthmus_accelerator_connect_duration_seconds_bucket{le=\"+Inf\",pod=\"default/client\",hop=\"app_to_proxy\"} 3",
             "isthmus_accelerator_tcp_srtt_seconds_count{pod=\"default/client\",hop=\"app_to_proxy\"} 3",
+            "isthmus_accelerator_shadow_calls_total{result=\"agreed\"} 9",
+            "isthmus_accelerator_shadow_calls_total{result=\"disagreed\"} 4",
+            "isthmus_accelerator_shadow_calls_total{result=\"unobserved\"} 0",
+            "isthmus_accelerator_shadow_disagreements_total{pod=\"default/client\",rows=\"O12/O13\",difference=\"let_pass\"} 4",
             "isthmus_accelerator_pods{condition=\"waiting\"} 1",
             "isthmus_accelerator_program_attached{program=\"isthmus_skmsg\"} 0",
             "isthmus_accelerator_map_entries{map=\"PODS\"} 2",
@@ -332,7 +361,7 @@ mod tests {
 
     #[test]
     fn every_metric_is_in_the_table_and_nothing_else_is() {
-        let text = render(&status()).expect("strings take everything");
+        let text = render(&status(), Some(&report())).expect("strings take everything");
         let mut rendered: Vec<(String, String)> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))

@@ -23,6 +23,7 @@ use crate::{
     error::{CommandError, render_chain},
     resolve,
     runtime_dir::{Roster, RosterPod, RuntimeDir},
+    shadow::Report,
     status::{self, AgentStatus, Mode, Origin},
     watch::DirWatch,
 };
@@ -48,6 +49,8 @@ pub struct Home {
     pub pin_dir: PathBuf,
     /// The lock and the names.
     pub runtime_dir: RuntimeDir,
+    /// What shadow mode has found, `None` outside of it.
+    pub shadow: watch::Receiver<Option<Arc<Report>>>,
 }
 
 /// Feeds the datapath until a signal says stop, and leaves it loaded.
@@ -322,6 +325,7 @@ impl<D: Datapath> Rounds<D> {
         let status = status::collect(self.agent.datapath(), &roster, origin);
         Answer {
             is_ready: !self.has_failed,
+            shadow: self.home.shadow.borrow().clone(),
             status: status.map_err(|error| render_chain(&error)),
         }
     }

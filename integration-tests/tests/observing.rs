@@ -6,3 +6,5 @@
 mod flows;
 #[path = "observing/pod.rs"]
 mod pod;
+#[path = "observing/shadow.rs"]
+mod shadow;

@@ -6,6 +6,8 @@
 //!                 maps ──▶ State (loaded) ──┘
 //! ```
 //!
+//! and, beside it, [`Judge`]: whether iptables does what the programs would do.
+//!
 //! Invariant: no I/O, no clock, no log, no map type of a loader. Whatever is computed here can be
 //! replayed, and any prefix of the operations leaves every connection on a path that works.
 
@@ -14,10 +16,15 @@
 
 mod diff;
 mod plan;
+mod shadow;
 mod state;
 
 pub use self::{
     diff::diff,
     plan::{MAX_ADDRS_PER_POD, Plan, Refusal, ResolvedPod, plan},
+    shadow::{
+        ACCEPT_PATIENCE_NS, CONNECT_PATIENCE_NS, Call, Difference, Endpoint, Judge, Judgement,
+        MAX_WATCHED_CALLS, Observed,
+    },
     state::{MapOp, State},
 };

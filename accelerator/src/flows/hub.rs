@@ -13,7 +13,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use isthmus_accel_abi::FlowMode;
+use isthmus_accel_abi::{FlowEvent, FlowMode};
+use isthmus_accel_core::{Judge, Judgement};
 use isthmus_accel_datapath::linux::{FlowReader, monotonic_ns};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -21,11 +22,14 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::{broadcast, watch},
     task::JoinSet,
-    time::timeout,
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::{Flow, Names, filter::Filter};
-use crate::runtime_dir::Roster;
+use crate::{
+    runtime_dir::Roster,
+    shadow::{Report, Tally},
+};
 
 /// Flows that are kept for viewers to come, and that a slow viewer may lag behind: 2 MiB, a second at
 /// 1,000 connections a second.
@@ -34,6 +38,8 @@ const MAX_KEPT_FLOWS: usize = 4_096;
 const MAX_VIEWERS: usize = 16;
 /// Events that are read before others get their turn.
 const BATCH: usize = 512;
+/// How often calls whose time is up are judged.
+const SHADOW_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a viewer may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A request is a few names and numbers.
@@ -46,11 +52,23 @@ pub enum Telling {
     Auto,
     /// Always.
     Always,
+    /// Always, and each call is compared with what iptables did.
+    Shadow,
 }
 
 /// What a viewer asks for, one line.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Flows.
+    Flows(FlowsRequest),
+    /// What shadow mode has found.
+    Shadow,
+}
+
+/// Which flows a viewer asks for.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Request {
+pub struct FlowsRequest {
     /// Which flows.
     pub filter: Filter,
     /// How many of those that are kept.
@@ -65,6 +83,8 @@ pub struct Request {
 pub enum Answer {
     /// A flow that meets the filter.
     Flow(Box<Flow>),
+    /// What shadow mode has found, `None` if it is off.
+    Shadow(Option<Box<Report>>),
     /// So many flows came faster than they were taken.
     Missed(u64),
     /// Too many look already.
@@ -83,8 +103,16 @@ pub struct Hub {
     names: Names,
     reader: AsyncFd<FlowReader>,
     roster: watch::Receiver<Arc<Roster>>,
+    shadow: Option<Shadow>,
     telling: Telling,
     viewers: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Shadow {
+    found: watch::Sender<Option<Arc<Report>>>,
+    judge: Judge,
+    tally: Tally,
 }
 
 impl Hub {
@@ -99,11 +127,17 @@ impl Hub {
         socket: &Path,
         roster: watch::Receiver<Arc<Roster>>,
         telling: Telling,
+        found: watch::Sender<Option<Arc<Report>>>,
     ) -> io::Result<Self> {
         match std::fs::remove_file(socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
+        let shadow = (telling == Telling::Shadow).then(|| Shadow {
+            found,
+            judge: Judge::default(),
+            tally: Tally::new(boot_unix_ns().saturating_add(monotonic_ns())),
+        });
         Ok(Self {
             kept: VecDeque::new(),
             listener: UnixListener::bind(socket)?,
@@ -111,6 +145,7 @@ impl Hub {
             names: Names::default(),
             reader: wait_on(reader)?,
             roster,
+            shadow,
             telling,
             viewers: JoinSet::new(),
         })
@@ -118,6 +153,8 @@ impl Hub {
 
     /// Works until it is dropped.
     pub async fn run(mut self) {
+        let mut ticks = interval(SHADOW_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 connection = self.listener.accept() => match connection {
@@ -128,6 +165,7 @@ impl Hub {
                         tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                 },
+                _ = ticks.tick(), if self.shadow.is_some() => self.judge(&[]),
                 Some(_) = self.viewers.join_next() => self.switch(),
                 Ok(()) = self.roster.changed() => {
                     self.names = Names::from(&**self.roster.borrow_and_update());
@@ -139,6 +177,7 @@ impl Hub {
                             ready.clear_ready();
                         }
                         self.publish(&events);
+                        self.judge(&events);
                     }
                     Err(error) => {
                         tracing::error!(%error, "flows can no longer be read");
@@ -149,7 +188,7 @@ impl Hub {
         }
     }
 
-    fn publish(&mut self, events: &[isthmus_accel_abi::FlowEvent]) {
+    fn publish(&mut self, events: &[FlowEvent]) {
         let boot_unix_ns = boot_unix_ns();
         for event in events {
             let flow = Arc::new(Flow::new(event, &self.names, boot_unix_ns));
@@ -159,6 +198,28 @@ impl Hub {
             self.kept.push_back(Arc::clone(&flow));
             // Nobody may be looking.
             let _ = self.live.send(flow);
+        }
+    }
+
+    // Without events: what is known because nothing more came.
+    fn judge(&mut self, events: &[FlowEvent]) {
+        let Some(shadow) = &mut self.shadow else {
+            return;
+        };
+        let mut judgements: Vec<Judgement> = events
+            .iter()
+            .filter_map(|event| shadow.judge.handle(event))
+            .collect();
+        if events.is_empty() {
+            judgements.extend(shadow.judge.expire(monotonic_ns()));
+        }
+        let boot_unix_ns = boot_unix_ns();
+        for judgement in &judgements {
+            shadow.tally.record(judgement, &self.names, boot_unix_ns);
+        }
+        if events.is_empty() {
+            let report = Some(Arc::new(shadow.tally.report()));
+            shadow.found.send_replace(report);
         }
     }
 
@@ -179,8 +240,10 @@ impl Hub {
         }
         let kept: Vec<Arc<Flow>> = self.kept.iter().map(Arc::clone).collect();
         let live = self.live.subscribe();
+        let shadow = self.shadow.as_ref();
+        let report = shadow.map(|shadow| Box::new(shadow.tally.report()));
         self.viewers.spawn(async move {
-            if let Err(error) = serve(stream, kept, live).await {
+            if let Err(error) = serve(stream, report, kept, live).await {
                 tracing::debug!(%error, "a viewer of flows has gone");
             }
         });
@@ -189,7 +252,7 @@ impl Hub {
 
     // What is off costs nothing, and nobody would see it.
     fn switch(&self) {
-        if self.telling == Telling::Always {
+        if self.telling != Telling::Auto {
             return;
         }
         let flows = if self.viewers.is_empty() {
@@ -212,7 +275,7 @@ fn wait_on(reader: FlowReader) -> io::Result<AsyncFd<FlowReader>> {
     AsyncFd::new(reader)
 }
 
-fn take(reader: &mut FlowReader) -> (Vec<isthmus_accel_abi::FlowEvent>, bool) {
+fn take(reader: &mut FlowReader) -> (Vec<FlowEvent>, bool) {
     let mut events = Vec::new();
     while events.len() < BATCH {
         match reader.next_event() {
@@ -234,6 +297,7 @@ fn boot_unix_ns() -> u64 {
 
 async fn serve(
     mut stream: UnixStream,
+    report: Option<Box<Report>>,
     kept: Vec<Arc<Flow>>,
     mut live: broadcast::Receiver<Arc<Flow>>,
 ) -> io::Result<()> {
@@ -241,7 +305,10 @@ async fn serve(
     let mut reading = BufReader::new(reading.take(MAX_REQUEST_BYTES));
     let mut text = String::new();
     timeout(PATIENCE, reading.read_line(&mut text)).await??;
-    let request: Request = serde_json::from_str(&text)?;
+    let request = match serde_json::from_str(&text)? {
+        Request::Flows(request) => request,
+        Request::Shadow => return writing.write_all(&line(&Answer::Shadow(report))).await,
+    };
 
     let mut wanted: Vec<&Arc<Flow>> = kept
         .iter()

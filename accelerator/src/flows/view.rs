@@ -9,10 +9,10 @@ use std::{
 
 use super::{
     Flow,
-    hub::{Answer, Request},
+    hub::{Answer, FlowsRequest, Request},
     hubble, table,
 };
-use crate::cli::Output;
+use crate::{cli::Output, shadow::Report};
 
 /// Why flows could not be shown.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,11 @@ pub enum ViewError {
         /// How many may.
         max_viewers: usize,
     },
+    /// There is no shadow.
+    #[error(
+        "the agent does not run in the shadow: start it with `isthmus-accelerator run --shadow`"
+    )]
+    NoShadow,
     /// The agent ended, or is of another version.
     #[error("the agent's answer cannot be read")]
     Answer(#[source] io::Error),
@@ -47,10 +52,47 @@ pub enum ViewError {
 /// Returns [`ViewError`].
 pub fn view(
     socket: &Path,
-    request: &Request,
+    request: FlowsRequest,
     output: Output,
     out: &mut dyn Write,
 ) -> Result<(), ViewError> {
+    let answers = ask(socket, &Request::Flows(request))?;
+    let node_name = node_name();
+    if output == Output::Table {
+        print(out, &table::render_head())?;
+    }
+    for answer in answers {
+        match answer? {
+            Answer::Flow(flow) => print(out, &render(&flow, output, &node_name))?,
+            Answer::Missed(count) => eprintln!("{count} flows came too fast and were missed"),
+            Answer::Busy { max_viewers } => return Err(ViewError::Busy { max_viewers }),
+            Answer::Shadow(_) => return Err(ViewError::Answer(io::ErrorKind::InvalidData.into())),
+        }
+    }
+    Ok(())
+}
+
+/// Asks the agent that listens at `socket` what it has found in the shadow.
+///
+/// # Errors
+///
+/// Returns [`ViewError`].
+pub fn shadow(socket: &Path) -> Result<Report, ViewError> {
+    match ask(socket, &Request::Shadow)?.next() {
+        Some(Ok(Answer::Shadow(report))) => Ok(*report.ok_or(ViewError::NoShadow)?),
+        Some(Ok(Answer::Busy { max_viewers })) => Err(ViewError::Busy { max_viewers }),
+        Some(Ok(Answer::Flow(_) | Answer::Missed(_))) => {
+            Err(ViewError::Answer(io::ErrorKind::InvalidData.into()))
+        }
+        Some(Err(error)) => Err(error),
+        None => Err(ViewError::Answer(io::ErrorKind::UnexpectedEof.into())),
+    }
+}
+
+fn ask(
+    socket: &Path,
+    request: &Request,
+) -> Result<impl Iterator<Item = Result<Answer, ViewError>> + use<>, ViewError> {
     let mut stream = UnixStream::connect(socket).map_err(|source| ViewError::NoAgent {
         path: socket.to_owned(),
         source,
@@ -58,22 +100,10 @@ pub fn view(
     let mut line = serde_json::to_vec(request).unwrap_or_default();
     line.push(b'\n');
     stream.write_all(&line).map_err(ViewError::Answer)?;
-
-    let node_name = node_name();
-    if output == Output::Table {
-        print(out, &table::render_head())?;
-    }
-    for line in BufReader::new(stream).lines() {
+    Ok(BufReader::new(stream).lines().map(|line| {
         let line = line.map_err(ViewError::Answer)?;
-        let answer =
-            serde_json::from_str(&line).map_err(|error| ViewError::Answer(error.into()))?;
-        match answer {
-            Answer::Flow(flow) => print(out, &render(&flow, output, &node_name))?,
-            Answer::Missed(count) => eprintln!("{count} flows came too fast and were missed"),
-            Answer::Busy { max_viewers } => return Err(ViewError::Busy { max_viewers }),
-        }
-    }
-    Ok(())
+        serde_json::from_str(&line).map_err(|error| ViewError::Answer(error.into()))
+    }))
 }
 
 fn render(flow: &Flow, output: Output, node_name: &str) -> String {

@@ -125,6 +125,7 @@ impl Node {
         let runtime_dir = RuntimeDir::new(dir.path(), &pin_dir);
         let home = Home {
             names: tokio::sync::watch::channel(Arc::default()).0,
+            shadow: tokio::sync::watch::channel(None).1,
             mode: Mode::Sockmap,
             pin_dir,
             runtime_dir,

@@ -13,8 +13,6 @@ use serde_json::Value;
 
 use crate::pod::{APP, Agent, PATIENCE, PROXY, Pod};
 
-const ADDR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
-
 /// Flows in Hubble's fields, once there are at least `count`.
 fn flows(agent: &Agent, args: &[&str], count: usize) -> Vec<Value> {
     let args = [&["--last", "100", "-o", "json"], args].concat();
@@ -77,12 +75,12 @@ impl Drop for Viewer {
 
 #[test]
 fn flows_have_names_and_hubbles_fields_and_are_filtered() {
-    let pod = Pod::new(ADDR);
+    let pod = Pod::new();
     let _proxy = pod.listen(Ipv4Addr::LOCALHOST, 15_001);
-    let _server = pod.listen(ADDR, 8_080);
+    let _server = pod.listen(Pod::ADDR, 8_080);
     let agent = Agent::start(&pod, &["--flows", "on"]);
     assert!(pod.dial(APP, Pod::VIP, 80), "the proxy listens");
-    assert!(pod.dial(APP, ADDR, 8_080), "the server listens");
+    assert!(pod.dial(APP, Pod::ADDR, 8_080), "the server listens");
 
     let decided = |flows: Vec<Value>| -> Vec<Value> {
         let flows = flows.into_iter().map(|flow| flow["flow"].clone());
@@ -118,7 +116,7 @@ fn flows_have_names_and_hubbles_fields_and_are_filtered() {
 
 #[test]
 fn programs_tell_while_somebody_looks_and_everybody_sees_all() {
-    let pod = Pod::new(ADDR);
+    let pod = Pod::new();
     let _proxy = pod.listen(Ipv4Addr::LOCALHOST, 15_001);
     let agent = Agent::start(&pod, &[]);
     assert!(pod.dial(APP, Pod::VIP, 81), "the proxy listens");
@@ -153,7 +151,7 @@ fn programs_tell_while_somebody_looks_and_everybody_sees_all() {
 
 #[test]
 fn without_an_agent_the_error_says_what_to_do() {
-    let pod = Pod::new(ADDR);
+    let pod = Pod::new();
     let mut agent = Agent::start(&pod, &[]);
     agent.accelerator.kill().expect("it runs");
     let output = agent.command("flows").output().expect("it can be started");

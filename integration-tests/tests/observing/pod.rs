@@ -27,42 +27,52 @@ const PREFIX: &str = "isthmus-observed-";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// A namespace with a service address that nobody else has.
+/// A namespace, and the world at the other end of its cable, which is no pod.
 #[derive(Debug)]
 pub(crate) struct Pod {
     pub(crate) netns: Netns,
+    world: Netns,
 }
 
 impl Pod {
-    /// Where an application of a pod dials.
+    /// The pod's address.
+    pub(crate) const ADDR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+    /// An address of the world.
     pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 7, 9);
 
-    /// Makes a namespace whose address is on its loopback device.
-    pub(crate) fn new(addr: Ipv4Addr) -> Self {
+    /// Makes both.
+    pub(crate) fn new() -> Self {
         remove_leftovers();
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{id}", std::process::id());
         let netns = Netns::create(&name).expect("this tier needs root and iproute2");
-        let (addr, vip) = (addr.to_string(), Self::VIP.to_string());
-        let prefix = format!("{addr}/32");
-        for args in [
-            &["addr", "add", &prefix, "dev", "lo"][..],
-            // It can be listened on, and is on no interface: an address of the pod's own is not captured.
-            &["route", "add", "local", &vip, "dev", "lo", "src", &addr],
-        ] {
-            netns.ip(args).expect("the namespace is empty");
-        }
-        Self { netns }
+        let world = Netns::create(&format!("{name}-world")).expect("the name is free");
+        let ip = |netns: &Netns, line: &str| {
+            let args: Vec<&str> = line.split(' ').collect();
+            netns.ip(&args).expect("the namespace is empty");
+        };
+        let peer = world.name();
+        ip(
+            &netns,
+            &format!("link add eth0 type veth peer name eth0 netns {peer}"),
+        );
+        ip(&netns, &format!("addr add {}/24 dev eth0", Self::ADDR));
+        ip(&world, "addr add 198.18.0.254/24 dev eth0");
+        ip(&world, &format!("addr add {}/32 dev lo", Self::VIP));
+        ip(&world, "link set eth0 up");
+        ip(&netns, "link set eth0 up");
+        ip(&netns, "route add default via 198.18.0.254");
+        Self { netns, world }
     }
 
     /// Listens in the pod; nobody ever accepts.
     pub(crate) fn listen(&self, addr: Ipv4Addr, port: u16) -> TcpListener {
-        let bound = self
-            .netns
-            .enter(move || TcpListener::bind(SocketAddrV4::new(addr, port)));
-        bound
-            .expect("the namespace is there")
-            .expect("the address is free")
+        listen_in(&self.netns, addr, port)
+    }
+
+    /// Listens on [`Self::VIP`], in the world.
+    pub(crate) fn listen_outside(&self, port: u16) -> TcpListener {
+        listen_in(&self.world, Self::VIP, port)
     }
 
     /// Connects and closes, as this user and group. Tells whether somebody listened.
@@ -77,6 +87,13 @@ impl Pod {
             .status();
         status.expect("util-linux is installed").success()
     }
+}
+
+fn listen_in(netns: &Netns, addr: Ipv4Addr, port: u16) -> TcpListener {
+    let bound = netns.enter(move || TcpListener::bind(SocketAddrV4::new(addr, port)));
+    bound
+        .expect("the namespace is there")
+        .expect("the address is free")
 }
 
 /// An agent whose files are gone after the test.
