@@ -34,5 +34,7 @@ mod owners;
 mod redirect;
 #[path = "kernel_datapath/share.rs"]
 mod share;
+#[path = "kernel_datapath/socket_lb.rs"]
+mod socket_lb;
 #[path = "kernel_datapath/succession.rs"]
 mod succession;

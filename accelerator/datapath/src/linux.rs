@@ -9,6 +9,7 @@ mod kernel_version;
 mod load;
 mod maps;
 mod mounts;
+mod order;
 mod pins;
 mod succession;
 mod sys;
@@ -22,6 +23,7 @@ use isthmus_accel_abi::{
 };
 use isthmus_accel_core::{MapOp, State};
 
+pub(crate) use self::order::{FEATURE as FIRST_PLACE, REMEDY as FIRST_PLACE_REMEDY, first_place};
 pub use self::{
     btf::{KernelOffsets, VMLINUX_BTF},
     cost::{ProgramCost, program_costs},

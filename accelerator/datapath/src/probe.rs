@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use isthmus_accel_abi::program;
 
 use crate::{
+    DatapathError,
     defects::{DEFECTS, Defect, Exposure, check_sockmap},
     linux::{self, KernelOffsets, KernelVersion},
     mechanism::{Mechanism, MechanismRow},
@@ -90,7 +91,7 @@ impl ProbeRow {
 /// mounts nothing. Takes about 0.2 s.
 #[must_use]
 pub fn probe(pin_dir: &Path) -> Probe {
-    let mut rows = vec![capabilities(), cgroup(), bpffs(pin_dir)];
+    let mut rows = vec![capabilities(), cgroup(), bpffs(pin_dir), first_place()];
     let offsets = KernelOffsets::of_running_kernel();
     rows.push(kernel_types(&offsets));
     rows.extend(programs(offsets.as_ref().ok()));
@@ -174,7 +175,22 @@ fn bpffs(pin_dir: &Path) -> ProbeRow {
     }
 }
 
-fn kernel_types(offsets: &Result<KernelOffsets, crate::DatapathError>) -> ProbeRow {
+fn first_place() -> ProbeRow {
+    let outcome = linux::first_place();
+    ProbeRow {
+        feature: linux::FIRST_PLACE,
+        needed_by: Mechanism::Redirect,
+        is_present: outcome.is_ok(),
+        detail: match outcome {
+            Ok(found) => found,
+            Err(DatapathError::Missing { detail, .. }) => detail,
+            Err(error) => error.to_string(),
+        },
+        remedy: linux::FIRST_PLACE_REMEDY,
+    }
+}
+
+fn kernel_types(offsets: &Result<KernelOffsets, DatapathError>) -> ProbeRow {
     ProbeRow {
         feature: "kernel types (BTF)",
         needed_by: Mechanism::Redirect,

@@ -5,11 +5,14 @@
 
 use std::{fs::File, io, os::fd::OwnedFd, thread};
 
-use aya::{VerifierLogLevel, programs::ProgramError};
+use aya::{
+    Btf, VerifierLogLevel,
+    programs::{Program, ProgramError, ProgramFd},
+};
 
 use super::{
     btf::KernelOffsets,
-    load::{load_by_type, loader},
+    load::{ITERATOR, load_by_type, loader},
     version::Version,
 };
 use crate::DatapathError;
@@ -53,6 +56,9 @@ fn measure(offsets: &KernelOffsets) -> Result<Vec<ProgramCost>, DatapathError> {
         .map_err(|source| DatapathError::Load {
             source: Box::new(source),
         })?;
+    let types = Btf::from_sys_fs().map_err(|source| DatapathError::Load {
+        source: Box::new(source.into()),
+    })?;
     let _filled = use_up_descriptors();
     version
         .programs
@@ -63,8 +69,11 @@ fn measure(offsets: &KernelOffsets) -> Result<Vec<ProgramCost>, DatapathError> {
                 .ok_or_else(|| DatapathError::Object {
                     detail: format!("it has no program {name}"),
                 })?;
-            match load_by_type(program) {
-                Err(ProgramError::LoadError { verifier_log, .. }) => {
+            match load(program, &types) {
+                Err(ProgramError::LoadError {
+                    io_error,
+                    verifier_log,
+                }) if io_error.raw_os_error() == Some(libc::EMFILE) => {
                     cost(name, &verifier_log.to_string())
                 }
                 Err(source) => Err(DatapathError::Program {
@@ -77,6 +86,15 @@ fn measure(offsets: &KernelOffsets) -> Result<Vec<ProgramCost>, DatapathError> {
             }
         })
         .collect()
+}
+
+/// As [`load_by_type`], which would need a descriptor to read the kernel's types.
+fn load<'a>(program: &'a mut Program, types: &Btf) -> Result<&'a ProgramFd, ProgramError> {
+    if let Program::Iter(program) = program {
+        program.load(ITERATOR, types)?;
+        return program.fd();
+    }
+    load_by_type(program)
 }
 
 fn use_up_descriptors() -> Vec<OwnedFd> {

@@ -22,12 +22,15 @@ use super::{
     installation::Installation,
     kernel_version::KernelVersion,
     maps::{Maps, RawMap},
+    order,
     pins::Pins,
     sys::{self, AttachType},
     version::Version,
 };
 use crate::{DatapathError, defects::check_sockmap};
 
+/// What the one iterator walks through, as the kernel's types call it.
+pub(super) const ITERATOR: &str = "bpf_sk_storage_map";
 /// How often a program is offered to a verifier that is interrupted; as libbpf.
 const LOAD_ATTEMPTS: u32 = 5;
 
@@ -123,6 +126,8 @@ pub(crate) fn load_version(
         action: format!("opening {}", cgroup_root.display()),
         source,
     })?;
+    // Before anything is attached.
+    order::outlook(cgroup.as_fd())?;
     let offsets = KernelOffsets::of_running_kernel()?;
     let mut object = load_object(pins, options, &offsets, version)?;
     let mode = allowed_mode(options.mode, &offsets);
@@ -290,7 +295,7 @@ pub(super) fn load_by_type(program: &mut Program) -> Result<&ProgramFd, ProgramE
         Program::SockOps(program) => program.load()?,
         Program::SkMsg(program) => program.load()?,
         Program::SchedClassifier(program) => program.load()?,
-        Program::Iter(program) => program.load("bpf_sk_storage_map", &Btf::from_sys_fs()?)?,
+        Program::Iter(program) => program.load(ITERATOR, &Btf::from_sys_fs()?)?,
         _ => return Err(ProgramError::UnexpectedProgramType),
     }
     program.fd()
@@ -345,7 +350,8 @@ fn attach(
                 }
                 return Ok(());
             }
-            let link = sys::create_link(program, cgroup, hook).map_err(failed)?;
+            let place = order::place(cgroup, hook)?;
+            let link = sys::create_link(program, cgroup, hook, place).map_err(failed)?;
             sys::pin(link.as_fd(), &path).map_err(failed)
         }
     }

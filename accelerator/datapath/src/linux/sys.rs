@@ -11,6 +11,8 @@ use std::{
 
 use bytemuck::Pod;
 
+use super::order::Place;
+
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
@@ -19,6 +21,7 @@ const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const PROG_ATTACH: libc::c_int = 8;
 const PROG_TEST_RUN: libc::c_int = 10;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
@@ -121,6 +124,23 @@ struct QueryAttr {
     ids: u64,
     count: u32,
     pad: u32,
+}
+
+/// Longer than [`QueryAttr`]: of cgroups, the kernel also writes the last field.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct CgroupQueryAttr {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    pad: u32,
+    ids_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -265,11 +285,66 @@ pub(crate) fn create_link(
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
     attach_type: AttachType,
+    place: Place,
 ) -> io::Result<OwnedFd> {
+    // `BPF_F_BEFORE`, and no program that it would be relative to.
+    let flags = match place {
+        Place::First => 1 << 3,
+        Place::Last => 0,
+    };
     let mut attr = FourWords {
-        words: [raw(program), raw(cgroup), attach_type as u32, 0],
+        words: [raw(program), raw(cgroup), attach_type as u32, flags],
     };
     bpf(LINK_CREATE, &mut attr).map(owned)
+}
+
+/// What a cgroup has at a hook.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct CgroupPrograms {
+    /// In the order in which they run.
+    pub(crate) ids: Vec<u32>,
+    /// Changes with every change of the list; zero on kernels that take no wishes for the order.
+    pub(crate) revision: u64,
+}
+
+/// Asks which programs are attached to a cgroup itself, not to those above it.
+pub(crate) fn cgroup_programs(
+    cgroup: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<CgroupPrograms> {
+    // The kernel's own bound, `BPF_CGROUP_MAX_PROGS`.
+    let mut ids = [0_u32; 64];
+    let mut attr = CgroupQueryAttr {
+        target_fd: raw(cgroup),
+        attach_type: attach_type as u32,
+        ids: address_mut(&mut ids),
+        count: u32::try_from(ids.len()).expect("a few"),
+        ..bytemuck::Zeroable::zeroed()
+    };
+    bpf(PROG_QUERY, &mut attr)?;
+    // SAFETY: the kernel wrote through the address; a plain read of a live local.
+    let ids = unsafe { std::ptr::read_volatile(&raw const ids) };
+    let count = ids.len().min(attr.count as usize);
+    Ok(CgroupPrograms {
+        ids: ids[..count].to_vec(),
+        revision: attr.revision,
+    })
+}
+
+/// Asks for a program's name, of which the kernel keeps 15 characters.
+pub(crate) fn program_name(id: u32) -> io::Result<String> {
+    let mut attr = FourWords {
+        words: [id, 0, 0, 0],
+    };
+    let program = bpf(PROG_GET_FD_BY_ID, &mut attr).map(owned)?;
+    // `struct bpf_prog_info`: the name is at byte 64.
+    let info = object_info::<20>(program.as_fd())?;
+    let name: Vec<u8> = info[16..]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .take_while(|&byte| byte != 0)
+        .collect();
+    Ok(String::from_utf8_lossy(&name).into_owned())
 }
 
 /// Replaces the program of a link, without a moment in between.
