@@ -20,6 +20,8 @@ mod families;
 mod fixture;
 #[path = "kernel_datapath/flows.rs"]
 mod flows;
+#[path = "kernel_datapath/foreign.rs"]
+mod foreign;
 #[path = "kernel_datapath/full_maps.rs"]
 mod full_maps;
 #[path = "kernel_datapath/lifecycle.rs"]
@@ -28,6 +30,8 @@ mod lifecycle;
 mod nameserver;
 #[path = "kernel_datapath/order.rs"]
 mod order;
+#[path = "kernel_datapath/other_sockmap.rs"]
+mod other_sockmap;
 #[path = "kernel_datapath/owners.rs"]
 mod owners;
 #[path = "kernel_datapath/redirect.rs"]

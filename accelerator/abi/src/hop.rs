@@ -264,7 +264,7 @@ pub enum Counter {
     HandshakesFull = 1,
     /// A tuple entry could not be written although room was reserved: a defect if it is not zero.
     TuplesFull = 2,
-    /// A socket did not get into `ENDS` or `SOCKETS`: full, or another program owns the socket.
+    /// A socket did not get into `ENDS` or `SOCKETS`: full.
     SocketsRefused = 3,
     /// Answers given to `SO_ORIGINAL_DST`.
     OriginalDstAnswers = 4,
@@ -272,11 +272,13 @@ pub enum Counter {
     DnsQueries = 5,
     /// Flow events that found the ring full.
     FlowsLost = 6,
+    /// A socket did not get into `SOCKETS` because another sockmap has it, such as that of Envoy's own socket interface.
+    SocketsTaken = 7,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
 
     /// Every counter, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -287,6 +289,7 @@ impl Counter {
         Self::OriginalDstAnswers,
         Self::DnsQueries,
         Self::FlowsLost,
+        Self::SocketsTaken,
     ];
 
     /// Returns the name that `status`, metrics and documents use.
@@ -300,6 +303,7 @@ impl Counter {
             Self::OriginalDstAnswers => "original_dst_answers",
             Self::DnsQueries => "dns_queries",
             Self::FlowsLost => "flows_lost",
+            Self::SocketsTaken => "sockets_taken",
         }
     }
 

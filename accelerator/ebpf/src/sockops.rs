@@ -34,6 +34,7 @@ const HANDLED: u32 = 1;
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 const TCP_CLOSE: u32 = 7;
+const EBUSY: i64 = 16;
 /// Third word of a v4-mapped address.
 const MAPPED_WORD: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 const TCP_FLAG_SYN: u32 = 0x02;
@@ -218,7 +219,11 @@ fn enter(ops: *mut bpf_sock_ops, sk: *mut bpf_sock, state: &mut SocketState) {
         )
     };
     if refused != 0 {
-        count(Counter::SocketsRefused);
+        count(if refused == -EBUSY {
+            Counter::SocketsTaken
+        } else {
+            Counter::SocketsRefused
+        });
         return;
     }
 

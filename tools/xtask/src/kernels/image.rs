@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use super::archive::{KernelFiles, capture};
 use super::cpio::Cpio;
 use super::modules;
-use super::suite::Programs;
+use super::suite::{ISTIO, Programs};
 use crate::workspace::find_program;
 
 /// What the tests run. `cargo xtask setup` installs them.
@@ -66,6 +66,9 @@ pub(super) fn base(programs: &Programs) -> anyhow::Result<Vec<u8>> {
     }
     add_as(&mut cpio, Path::new("/init"), &programs.init)?;
     linked.insert(programs.init.clone());
+    let istio = Path::new("/tools").join(ISTIO);
+    add_as(&mut cpio, &istio, &programs.istio)?;
+    linked.insert(programs.istio.clone());
     for (name, path) in &programs.others {
         add_as(&mut cpio, &Path::new("/bin").join(name), path)?;
         linked.insert(path.clone());

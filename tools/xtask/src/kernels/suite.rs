@@ -13,12 +13,20 @@ use crate::workspace::{Workspace, run};
 const TESTS: [&str; 1] = ["kernel_datapath"];
 
 /// Tests that run in the lab only, and why.
-const LAB_ONLY: [(&str, &str); 0] = [];
+pub(super) const LAB_ONLY: [(&str, &str); 1] = [(
+    "dns_resolvers::",
+    "it runs the resolvers of other languages, which the guest does not have",
+)];
+
+/// Where tests look for it: among the tools beside their own directory, here and in the guest.
+pub(super) const ISTIO: &str = "istio-iptables/istio-iptables";
 
 /// Programs of this workspace for the guest.
 #[derive(Debug)]
 pub(super) struct Programs {
     pub(super) init: PathBuf,
+    /// What makes Istio's own rules, see [`ISTIO`].
+    pub(super) istio: PathBuf,
     /// Names and files.
     pub(super) others: Vec<(String, PathBuf)>,
 }
@@ -54,6 +62,7 @@ pub(super) fn build(workspace: &Workspace) -> anyhow::Result<Programs> {
     others.extend(executables(&mut tests)?);
     Ok(Programs {
         init: debug.join("isthmus-kernel-guest"),
+        istio: workspace.tools().join(ISTIO),
         others,
     })
 }
