@@ -31,7 +31,7 @@ impl PodFlags {
     /// Port 53 of every server is taken (`CAPTURE_ALL_DNS`). Counts with [`Self::DNS`] only.
     pub const DNS_ALL: Self = Self(1 << 9);
     /// The application's sockets may enter the sockmap, so that what it writes to its proxy skips TCP.
-    /// By promise of the operator: reads through a sockmap differ (`api`, `ApplicationAcceleration`).
+    /// By promise of the operator: reads through a sockmap differ (`api`, `AppAcceleration`).
     pub const APP_WRITES: Self = Self(1 << 16);
     /// What its proxy writes to the application may skip TCP too. Only with [`Self::APP_WRITES`].
     pub const APP_READS: Self = Self(1 << 17);

@@ -2,7 +2,7 @@
 //!
 //! Linux drains redirected messages before those of TCP, so that a redirect after unread TCP bytes
 //! swaps them. It takes two writes before the first read, which `TCP_DEFER_ACCEPT` and Fast Open make
-//! usual. With the checks of the latch taken out, 977 of the 1,000 deferred connections here were wrong.
+//! usual. With the checks of the latch taken out, 977 of 1,000 deferred connections here were wrong.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -18,7 +18,8 @@ use crate::fixture::{
     APP, Fixture, PROXY, Pod, SOCKADDR_BYTES, VIP, set_sockopt, sockaddr, sockopt, tcp_socket,
 };
 
-const CONNECTIONS: u32 = 1_000;
+/// Of each kind that begins with TCP, for a prompt and for a late reader: 10,000 together.
+const CONNECTIONS: u32 = 2_500;
 const WRITES: [&[u8]; 3] = [b"1111", b"2222", b"3333"];
 /// How late a late reader is: longer than all writes take.
 const LATE: Duration = Duration::from_micros(300);
