@@ -27,6 +27,8 @@ pub struct Report {
     pub disagreed: u64,
     /// Calls of which nothing is known, most often because the connection did not come about.
     pub unobserved: u64,
+    /// Events that found the ring full meanwhile: a call of which one was lost may be misjudged.
+    pub lost_events: u64,
     /// Disagreements that are in `disagreed` and not in `disagreements`, for want of room.
     pub unlisted: u64,
     /// Disagreements of one kind each, the most frequent first.
@@ -135,9 +137,9 @@ impl Tally {
         self.listed.insert(kind, row);
     }
 
-    /// Returns what has been found so far.
+    /// Returns what has been found so far, where so many events were lost.
     #[must_use]
-    pub fn report(&self) -> Report {
+    pub fn report(&self, lost_events: u64) -> Report {
         let mut disagreements: Vec<Disagreement> = self.listed.values().cloned().collect();
         disagreements.sort_by_key(|row| std::cmp::Reverse(row.calls));
         Report {
@@ -145,6 +147,7 @@ impl Tally {
             agreed: self.agreed,
             disagreed: self.disagreed,
             unobserved: self.unobserved,
+            lost_events,
             unlisted: self.unlisted,
             disagreements,
         }

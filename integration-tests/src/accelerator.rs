@@ -41,6 +41,15 @@ pub enum Sockmap {
     Off,
 }
 
+/// When the programs tell about single connections.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Flows {
+    /// While somebody looks.
+    Auto,
+    /// Always.
+    On,
+}
+
 /// What pods promise of their applications (`isthmus.io/accelerate-application`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Applications {
@@ -234,18 +243,21 @@ impl Accelerator {
     ///
     /// When it ends, or is not ready in time.
     pub fn start(&mut self, pods: usize) -> Result<()> {
-        self.start_with(pods, Sockmap::Auto)
+        self.start_with(pods, Sockmap::Auto, Flows::Auto)
     }
 
-    /// As [`Self::start`], with or without the sockmap.
+    /// As [`Self::start`], with or without the sockmap and flows.
     ///
     /// # Errors
     ///
     /// When it ends, or is not ready in time.
-    pub fn start_with(&mut self, pods: usize, sockmap: Sockmap) -> Result<()> {
+    pub fn start_with(&mut self, pods: usize, sockmap: Sockmap, flows: Flows) -> Result<()> {
         let mut args = vec!["run".into(), "--config".into(), self.config.clone().into()];
         if sockmap == Sockmap::Off {
             args.extend(["--sockmap".into(), "off".into()]);
+        }
+        if flows == Flows::On {
+            args.extend(["--flows".into(), "on".into()]);
         }
         // Other tests, and the machine's own agent, have other pods.
         args.push("--share-hooks".into());

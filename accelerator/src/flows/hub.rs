@@ -110,9 +110,18 @@ pub struct Hub {
 
 #[derive(Debug)]
 struct Shadow {
+    // Lost before it began.
+    already_lost: u64,
     found: watch::Sender<Option<Arc<Report>>>,
     judge: Judge,
     tally: Tally,
+}
+
+impl Shadow {
+    fn report(&self, reader: &FlowReader) -> Report {
+        let lost = reader.lost().unwrap_or(self.already_lost);
+        self.tally.report(lost.saturating_sub(self.already_lost))
+    }
 }
 
 impl Hub {
@@ -134,6 +143,7 @@ impl Hub {
             Ok(()) | Err(_) => {}
         }
         let shadow = (telling == Telling::Shadow).then(|| Shadow {
+            already_lost: reader.lost().unwrap_or(0),
             found,
             judge: Judge::default(),
             tally: Tally::new(boot_unix_ns().saturating_add(monotonic_ns())),
@@ -218,8 +228,8 @@ impl Hub {
             shadow.tally.record(judgement, &self.names, boot_unix_ns);
         }
         if events.is_empty() {
-            let report = Some(Arc::new(shadow.tally.report()));
-            shadow.found.send_replace(report);
+            let report = shadow.report(self.reader.get_ref());
+            shadow.found.send_replace(Some(Arc::new(report)));
         }
     }
 
@@ -241,7 +251,7 @@ impl Hub {
         let kept: Vec<Arc<Flow>> = self.kept.iter().map(Arc::clone).collect();
         let live = self.live.subscribe();
         let shadow = self.shadow.as_ref();
-        let report = shadow.map(|shadow| Box::new(shadow.tally.report()));
+        let report = shadow.map(|shadow| Box::new(shadow.report(self.reader.get_ref())));
         self.viewers.spawn(async move {
             if let Err(error) = serve(stream, report, kept, live).await {
                 tracing::debug!(%error, "a viewer of flows has gone");

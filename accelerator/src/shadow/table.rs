@@ -14,6 +14,7 @@ pub fn render_table(report: &Report) -> String {
         agreed,
         disagreed,
         unobserved,
+        lost_events,
         unlisted,
         disagreements,
     } = report;
@@ -23,6 +24,12 @@ pub fn render_table(report: &Report) -> String {
         "Since:      {since}\nAgreed:     {agreed} calls\nDisagreed:  {disagreed} calls\n\
          Unobserved: {unobserved} calls, most often connections that did not come about"
     );
+    if *lost_events > 0 {
+        let _ = writeln!(
+            text,
+            "Lost:       {lost_events} events, more than the agent could read: their calls may be misjudged"
+        );
+    }
     let columns = [
         "POD",
         "CALLS",

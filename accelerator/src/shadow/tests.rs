@@ -48,7 +48,7 @@ fn a_disagreement_says_who_called_what_and_what_both_did() {
     elsewhere(&mut tally, VerdictCode::REDIRECTED, 80, 3);
     let excluded = VerdictCode::passed(PassCause::PortExcluded);
     elsewhere(&mut tally, excluded, 22, 4);
-    let report = tally.report();
+    let report = tally.report(7);
     assert_eq!((report.agreed, report.disagreed), (4, 5));
     assert_eq!(report.since, "2026-11-27T06:00:00.000000000Z");
     let calls: Vec<u64> = report.disagreements.iter().map(|row| row.calls).collect();
@@ -68,6 +68,7 @@ fn a_disagreement_says_who_called_what_and_what_both_did() {
     assert_eq!(row.last_caller.uid, 1_000);
 
     let table = render_table(&report);
+    assert!(table.contains("\nLost:       7 events"), "{table}");
     let last = table.lines().last().unwrap_or_default();
     assert_eq!(
         last.split_whitespace().collect::<Vec<_>>().join(" "),
@@ -93,7 +94,7 @@ fn a_capture_names_the_socket_that_took_it() {
             tally.record(&judgement, &Names::default(), 0);
         }
     }
-    let report = tally.report();
+    let report = tally.report(0);
     let row = &report.disagreements[0];
     assert_eq!(row.expected, "leave alone: port_excluded");
     assert_eq!(
@@ -111,7 +112,7 @@ fn kinds_beyond_the_list_are_counted() {
         elsewhere(&mut tally, VerdictCode::REDIRECTED, port, 1);
     }
     elsewhere(&mut tally, VerdictCode::REDIRECTED, 1, 1);
-    let report = tally.report();
+    let report = tally.report(0);
     assert_eq!(report.disagreements.len(), MAX_LISTED);
     assert_eq!(report.unlisted, 9);
     assert_eq!(report.disagreed, u64::from(listed) + 10);

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use isthmus_integration_tests::accelerator::{Accelerator, Applications, HopBytes, Sockmap};
+use isthmus_integration_tests::accelerator::{Accelerator, Applications, Flows, HopBytes, Sockmap};
 use isthmus_integration_tests::envoy::Protocol;
 use isthmus_integration_tests::lab::{Pod, SERVICE_ADDRESS};
 use isthmus_integration_tests::mesh::{Application, CLIENT, Mesh, SERVER, SERVICE_PORT};
@@ -224,16 +224,17 @@ impl<'a> Course<'a> {
         self.mesh.wait_idle()?;
         match path {
             Path::NoMesh | Path::Iptables => Ok(()),
-            Path::Redirect => self.attach(Applications::LeftAlone, Sockmap::Off),
-            Path::Default => self.attach(Applications::LeftAlone, Sockmap::Auto),
-            Path::Full => self.attach(Applications::Write, Sockmap::Auto),
+            Path::Redirect => self.attach(Applications::LeftAlone, Sockmap::Off, Flows::Auto),
+            Path::Default => self.attach(Applications::LeftAlone, Sockmap::Auto, Flows::Auto),
+            Path::Flows => self.attach(Applications::LeftAlone, Sockmap::Auto, Flows::On),
+            Path::Full => self.attach(Applications::Write, Sockmap::Auto, Flows::Auto),
         }
     }
 
-    fn attach(&mut self, applications: Applications, sockmap: Sockmap) -> Result<()> {
+    fn attach(&mut self, applications: Applications, sockmap: Sockmap, flows: Flows) -> Result<()> {
         let pods = [self.mesh.pod(CLIENT)?, self.mesh.pod(SERVER)?];
         self.accelerator.write_pods_as(&pods, applications)?;
-        self.accelerator.start_with(pods.len(), sockmap)
+        self.accelerator.start_with(pods.len(), sockmap, flows)
     }
 
     fn measure(&self, path: Path, workload: Workload, connections: u32, round: u32) -> Result<Row> {
@@ -256,7 +257,7 @@ impl<'a> Course<'a> {
     // Of all hops together.
     fn moved(&self, path: Path) -> Result<HopBytes> {
         let mut sum = HopBytes::default();
-        if matches!(path, Path::Redirect | Path::Default | Path::Full) {
+        if !matches!(path, Path::NoMesh | Path::Iptables) {
             for bytes in self.accelerator.status()?.by_hop().into_values() {
                 sum.add(bytes);
             }
@@ -270,7 +271,7 @@ impl<'a> Course<'a> {
                 let address = self.mesh.pod(PLAIN_SERVER)?.address;
                 (PLAIN_CLIENT, (address, APPLICATION_PORT))
             }
-            Path::Iptables | Path::Redirect | Path::Default | Path::Full => {
+            Path::Iptables | Path::Redirect | Path::Default | Path::Flows | Path::Full => {
                 (CLIENT, (SERVICE_ADDRESS, SERVICE_PORT))
             }
         };

@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::maps::{Map, MapData, RingBuf};
-use isthmus_accel_abi::{FlowEvent, FlowMode, Settings, map};
+use isthmus_accel_abi::{Counter, FlowEvent, FlowMode, Settings, map};
 
 use super::{maps::TypedMap, pins::Pins, sys};
 use crate::DatapathError;
@@ -14,12 +14,14 @@ use crate::DatapathError;
 /// Reads flow events in the order in which the programs have begun to write them. Its descriptor is
 /// readable (poll, epoll) while there are any.
 pub struct FlowReader {
+    counters: TypedMap<u32, u64>,
     ring: RingBuf<MapData>,
     settings: TypedMap<u32, Settings>,
 }
 
 impl FlowReader {
     pub(crate) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        let counters = TypedMap::open(pins, map::COUNTERS)?;
         let settings = TypedMap::open(pins, map::SETTINGS)?;
         let failed = |source| DatapathError::Map {
             map: map::FLOWS,
@@ -30,7 +32,21 @@ impl FlowReader {
         let data = MapData::from_fd(fd).map_err(|error| failed(io::Error::other(error)))?;
         let ring = RingBuf::try_from(Map::RingBuf(data))
             .map_err(|error| failed(io::Error::other(error)))?;
-        Ok(Self { ring, settings })
+        Ok(Self {
+            counters,
+            ring,
+            settings,
+        })
+    }
+
+    /// Returns how many events found the ring full, since the maps were made.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if the counter cannot be read.
+    pub fn lost(&self) -> Result<u64, DatapathError> {
+        let counts = self.counters.per_cpu(&Counter::FlowsLost.index())?;
+        Ok(counts.iter().sum())
     }
 
     /// Starts or stops the programs' telling.

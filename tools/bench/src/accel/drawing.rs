@@ -18,6 +18,7 @@ fn colour(path: Path) -> &'static str {
         Path::Iptables => "#d08c3c",
         Path::Redirect => "#a9d2de",
         Path::Default => "#4a9bb5",
+        Path::Flows => "#7fb5a0",
         Path::Full => "#1f6f8b",
     }
 }

@@ -13,21 +13,25 @@ pub(crate) enum Path {
     Redirect,
     /// Two sidecars, redirected, and messages between them past TCP/IP: the default.
     Default,
+    /// As the default, and every step of every connection is told of (`--flows on`).
+    Flows,
     /// As the default, and what applications send past TCP/IP too: pods that opt in.
     Full,
 }
 
 impl Path {
     /// All of them, in the order of the table.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::NoMesh,
         Self::Iptables,
         Self::Redirect,
         Self::Default,
+        Self::Flows,
         Self::Full,
     ];
 
-    /// Those of the accelerator, which must not be worse than iptables.
+    /// Those of the accelerator, which must not be worse than iptables. Telling of flows is asked for, and is
+    /// shown for its cost.
     pub(crate) const OURS: [Self; 3] = [Self::Redirect, Self::Default, Self::Full];
 
     /// Name in the table, in `accel.json` and on the command line.
@@ -37,6 +41,7 @@ impl Path {
             Self::Iptables => "iptables",
             Self::Redirect => "redirect",
             Self::Default => "default",
+            Self::Flows => "flows",
             Self::Full => "full",
         }
     }
