@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use isthmus_accel_abi::{CidrKey, Hop, PodConfig, PortKey, RuleList};
+use isthmus_accel_abi::{CidrKey, Hop, PortKey, RuleList};
 use isthmus_accel_core::MapOp;
 
 use crate::fixture::{
@@ -106,70 +106,9 @@ fn a_proxy_reaches_the_inbound_listener_of_another_pod() {
     assert_eq!(from.ip(), client.addr, "the source stays");
 }
 
+/// Both connections are there at once, and what each carries skips TCP.
 #[test]
-fn a_proxy_that_does_not_listen_yet_is_refused_and_later_is_not() {
-    let pod = Pod::alone([198, 18, 0, 1]);
-    let mut fixture = Fixture::load();
-    fixture.add_pod_as(&pod, PodConfig::istio_default());
-    let error = pod.connect(APP, VIP).expect_err("nobody listens");
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
-    let proxy = pod.listen(PROXY, OUTBOUND);
-    let _client = pod.connect(APP, VIP).expect("the proxy listens");
-    let (accepted, _) = proxy.accept().expect("a connection");
-    assert_eq!(original_dst(&accepted).expect("it was redirected"), VIP);
-}
-
-#[test]
-fn other_socket_options_are_what_they_were() {
-    let pod = Pod::alone([198, 18, 0, 1]);
-    let ask = |socket: &TcpListener| {
-        let questions = [
-            ("SOL_TCP 80", libc::IPPROTO_TCP, SO_ORIGINAL_DST, 16),
-            ("SOL_SOCKET 80", libc::SOL_SOCKET, SO_ORIGINAL_DST, 16),
-            ("SOL_IPV6 80", libc::IPPROTO_IPV6, SO_ORIGINAL_DST, 28),
-            ("IPT_SO_GET_INFO", libc::SOL_IP, 64, 84),
-            ("IPT_SO_GET_INFO, 16 KiB", libc::SOL_IP, 64, 16 << 10),
-            ("IPT_SO_GET_ENTRIES, 16 KiB", libc::SOL_IP, 65, 16 << 10),
-            ("SO_ORIGINAL_DST", libc::SOL_IP, SO_ORIGINAL_DST, 16),
-            ("SO_ORIGINAL_DST, no room", libc::SOL_IP, SO_ORIGINAL_DST, 4),
-            (
-                "SO_ORIGINAL_DST, 16 KiB",
-                libc::SOL_IP,
-                SO_ORIGINAL_DST,
-                16 << 10,
-            ),
-            (
-                "TCP_CONGESTION, 16 KiB",
-                libc::IPPROTO_TCP,
-                libc::TCP_CONGESTION,
-                16 << 10,
-            ),
-            ("TCP_MAXSEG", libc::IPPROTO_TCP, libc::TCP_MAXSEG, 4),
-            (
-                "SO_RCVBUF, 16 KiB",
-                libc::SOL_SOCKET,
-                libc::SO_RCVBUF,
-                16 << 10,
-            ),
-            ("IP_TTL, one byte", libc::SOL_IP, libc::IP_TTL, 1),
-        ];
-        questions.map(|(name, level, option, len)| {
-            let answer = sockopt(socket, level, option, len);
-            (name, answer.map_err(|error| error.raw_os_error()))
-        })
-    };
-    let socket = pod.listen(APP, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
-    let without = ask(&socket);
-    let mut fixture = Fixture::load();
-    fixture.add_pod(&pod);
-    let with = ask(&socket);
-    for (before, after) in without.iter().zip(&with) {
-        assert_eq!(before, after);
-    }
-}
-
-#[test]
-fn pods_with_the_same_tuple_do_not_meet() {
+fn case_08_pods_with_the_same_tuple_do_not_meet() {
     let pods = [Pod::alone([198, 18, 0, 1]), Pod::alone([198, 18, 0, 2])];
     let mut fixture = Fixture::load();
     let mut ends = Vec::new();

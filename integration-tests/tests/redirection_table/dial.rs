@@ -29,6 +29,8 @@ pub(crate) struct Dial {
     pub(crate) source: Option<Addr>,
     /// Port that it binds its socket to; 0 for any.
     pub(crate) source_port: u16,
+    /// Mark of its packets, with which it may also bind to an address of somebody else; 0 for none.
+    pub(crate) mark: libc::c_int,
     pub(crate) protocol: Protocol,
     pub(crate) to: Addr,
     pub(crate) port: u16,
@@ -93,8 +95,24 @@ const GREETING: &str = "hello";
 pub(crate) fn dial(net: &Net, dial: &Dial, family: Family) -> Seen {
     let to = dial.target(family);
     let source = dial.source(family);
-    let protocol = dial.protocol;
-    let work = move || match ask(protocol, to, source, family) {
+    let (protocol, mark) = (dial.protocol, dial.mark);
+    let make = move || {
+        let kind = match protocol {
+            Protocol::Tcp => libc::SOCK_STREAM,
+            Protocol::Udp | Protocol::UdpUnconnected => libc::SOCK_DGRAM,
+        };
+        let socket = socket::socket(family, kind);
+        if mark != 0 {
+            set_sockopt(&socket, libc::SOL_SOCKET, libc::SO_MARK, mark);
+            socket::make_transparent(&socket, family);
+        }
+        if let Some(source) = source {
+            set_sockopt(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
+            socket::bind(&socket, source, family);
+        }
+        socket
+    };
+    let work = move || match ask(make(), protocol, to, family) {
         Ok(seen) => seen,
         Err((call, error)) => {
             let number = error.raw_os_error();
@@ -112,21 +130,11 @@ fn errno(number: i32) -> String {
 type Failure = (&'static str, io::Error);
 
 fn ask(
+    socket: OwnedFd,
     protocol: Protocol,
     to: SocketAddr,
-    source: Option<SocketAddr>,
     family: Family,
 ) -> Result<Seen, Failure> {
-    let kind = if protocol == Protocol::Tcp {
-        libc::SOCK_STREAM
-    } else {
-        libc::SOCK_DGRAM
-    };
-    let socket = socket::socket(family, kind);
-    if let Some(source) = source {
-        set_sockopt(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
-        socket::bind(&socket, source, family);
-    }
     match protocol {
         Protocol::Tcp => {
             connect(&socket, to, family)?;
@@ -153,7 +161,8 @@ fn at(call: &'static str) -> impl Fn(io::Error) -> Failure {
     move |error| (call, error)
 }
 
-fn connect(socket: &OwnedFd, to: SocketAddr, family: Family) -> Result<(), Failure> {
+/// Calls connect(2).
+pub(crate) fn connect(socket: &OwnedFd, to: SocketAddr, family: Family) -> Result<(), Failure> {
     let raw = RawAddr::new(to, family);
     let (pointer, len) = raw.as_raw();
     // SAFETY: an address and its length.

@@ -70,7 +70,7 @@ impl<'a> Redirection<'a> {
 }
 
 /// The accelerator's own program, with a file of its own.
-struct Agent {
+pub(crate) struct Agent {
     // In the order in which they must be dropped.
     process: Process,
     fixture: Fixture,
@@ -78,7 +78,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start() -> Result<Self> {
+    pub(crate) fn start() -> Result<Self> {
         let dir = tempfile::tempdir()?;
         // The program finds the pins as another agent left them. The fixture removes them, and what a
         // killed test leaves of them.
@@ -102,7 +102,8 @@ impl Agent {
         })
     }
 
-    fn apply(&mut self, names: &[String], pods: &[Value]) -> Result<Option<String>> {
+    /// Writes a file with these pods, and waits until each is loaded or left alone; returns why some are.
+    pub(crate) fn apply(&mut self, names: &[String], pods: &[Value]) -> Result<Option<String>> {
         write_config(&self.dir, pods)?;
         wait::until("the agent's next configuration", PATIENCE, || {
             self.process.check_running()?;

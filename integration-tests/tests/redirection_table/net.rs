@@ -52,6 +52,8 @@ pub(crate) enum Addr {
     PodByEth1,
     /// What is behind the second interface.
     BehindEth1,
+    /// The world, on the pod's network: the source of what arrives.
+    World,
     /// The other pod.
     Peer,
     /// 127.0.0.1 and `::1`.
@@ -74,6 +76,7 @@ impl Addr {
             Self::Pod => (v4(1, 2), v6(1, 2)),
             Self::PodByEth1 => (v4(3, 2), v6(3, 2)),
             Self::BehindEth1 => (v4(3, 1), v6(3, 1)),
+            Self::World => (v4(1, 1), v6(1, 1)),
             Self::Peer => (v4(2, 2), v6(2, 2)),
             Self::Loopback => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
             Self::OtherLoopback => (Ipv4Addr::new(127, 0, 0, 2), Ipv6Addr::LOCALHOST),

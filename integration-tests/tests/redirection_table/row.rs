@@ -87,6 +87,7 @@ pub(crate) fn app(to: Addr, port: u16) -> Dial {
         gid: APP,
         source: None,
         source_port: 0,
+        mark: 0,
         protocol: Protocol::Tcp,
         to,
         port,
@@ -124,6 +125,10 @@ impl Dial {
             source_port,
             ..self
         }
+    }
+
+    pub(crate) fn marked(self, mark: libc::c_int) -> Self {
+        Self { mark, ..self }
     }
 
     pub(crate) fn udp(self) -> Self {
@@ -173,6 +178,7 @@ impl Dial {
             | Addr::NameServer
             | Addr::OtherNameServer
             | Addr::BehindEth1
+            | Addr::World
             | Addr::Peer => false,
         };
         let place = if is_own { Place::Pod } else { Place::World };

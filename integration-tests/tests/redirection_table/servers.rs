@@ -78,24 +78,28 @@ impl Servers {
             threads: Vec::new(),
         };
         for place in [Place::Pod, Place::Peer, Place::World] {
-            servers.serve(net.at(place), place, APP, move || application(place));
+            let at = (net.at(place), place);
+            servers.serve(at, (APP, Transparency::Off), move || application(place));
         }
         for place in [Place::Pod, Place::Peer] {
-            servers.serve(net.at(place), place, PROXY, move || sidecar(transparency));
+            let at = (net.at(place), place);
+            servers.serve(at, (PROXY, transparency), move || sidecar(transparency));
         }
         servers
     }
 
     fn serve(
         &mut self,
-        pod: &Pod,
-        place: Place,
-        id: u32,
+        (pod, place): (&Pod, Place),
+        (id, transparency): (u32, Transparency),
         listen: impl FnOnce() -> Vec<Listener> + Send + 'static,
     ) {
         // A socket belongs to whoever made it, which the rules for the sidecar's answers (D2) ask for. The
-        // application's ports need root.
-        let owner = if id == PROXY { PROXY } else { 0 };
+        // application's ports need root, and so does transparency.
+        let owner = match (id, transparency) {
+            (PROXY, Transparency::Off) => PROXY,
+            _ => 0,
+        };
         let listeners = pod.spawn_as(owner, owner, listen).join();
         let listeners = listeners.expect("the ports are free in a namespace of ours");
         let is_over = Arc::clone(&self.is_over);
@@ -236,7 +240,8 @@ pub(crate) fn name(place: Place, role: Role) -> String {
     format!("{place:?}/{role:?}")
 }
 
-fn original_dst(stream: &TcpStream, from: SocketAddr) -> String {
+/// What a sidecar asks of a connection that it accepted.
+pub(crate) fn original_dst(stream: &TcpStream, from: SocketAddr) -> String {
     let is_v4 = from.is_ipv4();
     let level = if is_v4 {
         libc::SOL_IP

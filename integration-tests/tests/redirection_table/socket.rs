@@ -3,7 +3,7 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 
 use crate::fixture::set_sockopt;
 use crate::net::Family;
@@ -91,8 +91,13 @@ pub(crate) fn socket(family: Family, kind: libc::c_int) -> OwnedFd {
         Family::V4 => libc::AF_INET,
         Family::V6 | Family::Mapped => libc::AF_INET6,
     };
+    make(domain, kind, 0)
+}
+
+/// Calls socket(2).
+pub(crate) fn make(domain: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> OwnedFd {
     // SAFETY: plain numbers.
-    let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, 0) };
+    let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
     assert!(fd >= 0, "socket: {}", io::Error::last_os_error());
     // SAFETY: just made, and owned by nobody else.
     unsafe { OwnedFd::from_raw_fd(fd) }
@@ -136,11 +141,17 @@ pub(crate) fn listen(addr: SocketAddr) -> TcpListener {
 
 /// As [`listen`], also for connections to addresses of others.
 pub(crate) fn listen_transparently(addr: SocketAddr) -> TcpListener {
-    let option = match family_of(addr) {
-        Family::V4 => (libc::SOL_IP, libc::IP_TRANSPARENT),
-        Family::V6 | Family::Mapped => (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
-    };
-    listening(bound(addr, libc::SOCK_STREAM, &[option]))
+    let listener = listen(addr);
+    make_transparent(&listener, family_of(addr));
+    listener
+}
+
+/// Lets a socket have the address of somebody else. Needs `CAP_NET_ADMIN`.
+pub(crate) fn make_transparent(socket: &impl AsRawFd, family: Family) {
+    set_sockopt(socket, libc::SOL_IP, libc::IP_TRANSPARENT, 1);
+    if family != Family::V4 {
+        set_sockopt(socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 1);
+    }
 }
 
 fn listening(socket: OwnedFd) -> TcpListener {

@@ -1,0 +1,188 @@
+//! Random pods and random connections, drawn from values that meet.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use isthmus_integration_tests::istio::PodSettings;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+pub(super) const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+pub(super) const SERVER_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+pub(super) const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd18, 0, 0, 0, 0, 0, 0, 1);
+pub(super) const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd18, 0, 0, 0, 0, 0, 0, 2);
+const ENVOY_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
+const ENVOY_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+
+const PORTS: [u16; 12] = [
+    22, 53, 80, 443, 3306, 8080, 9090, 15001, 15006, 15008, 15020, 15021,
+];
+const RANGES: [&str; 14] = [
+    "198.18.0.0/24",
+    "198.18.0.2/32",
+    "198.19.0.0/16",
+    "198.19.9.0/24",
+    "203.0.113.0/24",
+    "0.0.0.0/0",
+    "127.0.0.0/8",
+    "127.0.0.2/32",
+    "fd18::/64",
+    "fd18::2/128",
+    "fd19::/16",
+    "fd19:9::/32",
+    "::/0",
+    "::1/128",
+];
+const V4_DESTINATIONS: [Ipv4Addr; 10] = [
+    CLIENT_V4,
+    SERVER_V4,
+    Ipv4Addr::new(198, 18, 0, 77),
+    Ipv4Addr::new(198, 19, 9, 9),
+    Ipv4Addr::new(198, 19, 77, 1),
+    Ipv4Addr::new(203, 0, 113, 5),
+    Ipv4Addr::LOCALHOST,
+    Ipv4Addr::new(127, 0, 0, 2),
+    Ipv4Addr::UNSPECIFIED,
+    ENVOY_V4,
+];
+const V6_DESTINATIONS: [Ipv6Addr; 7] = [
+    CLIENT_V6,
+    SERVER_V6,
+    Ipv6Addr::new(0xfd18, 0, 0, 0, 0, 0, 0, 0x77),
+    Ipv6Addr::new(0xfd19, 9, 0, 0, 0, 0, 0, 9),
+    Ipv6Addr::new(0xfd19, 0x77, 0, 0, 0, 0, 0, 1),
+    Ipv6Addr::LOCALHOST,
+    ENVOY_V6,
+];
+const IDS: [u32; 5] = [0, 1000, 1337, 2000, 2102];
+
+/// Who dials what.
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Address that the socket is bound to, if it is.
+    pub(super) source: Option<IpAddr>,
+    pub(super) destination: IpAddr,
+    pub(super) port: u16,
+}
+
+pub(super) fn settings() -> impl Strategy<Value = PodSettings> {
+    let owner = || select(vec![1337_u32, 2102]);
+    let v4 = V4_DESTINATIONS.map(IpAddr::V4).into_iter();
+    let v6 = V6_DESTINATIONS.map(IpAddr::V6).into_iter();
+    let servers = v4.chain(v6).filter(|addr| !addr.is_unspecified());
+    let servers = subsequence(servers.collect::<Vec<_>>(), 0..6);
+    (annotations(), metadata(), servers, owner(), owner()).prop_map(
+        |(annotations, proxy_metadata, name_servers, proxy_uid, proxy_gid)| PodSettings {
+            annotations,
+            name_servers,
+            proxy_metadata,
+            proxy_gid,
+            proxy_uid,
+        },
+    )
+}
+
+fn annotations() -> impl Strategy<Value = BTreeMap<String, String>> {
+    let ports = || subsequence(PORTS.to_vec(), 0..4).prop_map(|ports| join(&ports));
+    let ranges = || subsequence(RANGES.to_vec(), 0..5).prop_map(|ranges| ranges.join(","));
+    let all = || Just("*".to_owned());
+    let values = (
+        option::of(ports()),
+        option::of(ports()),
+        option::of(ranges()),
+        option::of(prop_oneof![all(), ports()]),
+        option::of(ports()),
+        option::of(prop_oneof![all(), ranges()]),
+    );
+    values.prop_map(
+        |(without_in, without_out, without, inbound, outbound, ranges)| {
+            let named = [
+                ("excludeInboundPorts", without_in),
+                ("excludeOutboundPorts", without_out),
+                ("excludeOutboundIPRanges", without),
+                ("includeInboundPorts", inbound),
+                ("includeOutboundPorts", outbound),
+                ("includeOutboundIPRanges", ranges),
+            ];
+            given(named.map(|(name, value)| (format!("traffic.sidecar.istio.io/{name}"), value)))
+        },
+    )
+}
+
+fn metadata() -> impl Strategy<Value = BTreeMap<String, String>> {
+    let groups = || subsequence(IDS.to_vec(), 1..3).prop_map(|groups| join(&groups));
+    let all = || Just("*".to_owned());
+    let direct = select(vec!["127.0.0.1/32", "127.0.0.2/31", "127.0.0.0/8"]);
+    let values = (
+        any::<bool>(),
+        option::of(prop_oneof![3 => all(), 1 => groups()]),
+        option::of(groups()),
+        option::of(direct.prop_map(str::to_owned)),
+        (any::<bool>(), any::<bool>()),
+    );
+    values.prop_map(
+        |(is_dual_stack, included, excluded, direct, (is_dns, is_all_dns))| {
+            let values = [
+                ("CAPTURE_ALL_DNS", Some(is_all_dns.to_string())),
+                ("ISTIO_DUAL_STACK", Some(is_dual_stack.to_string())),
+                ("ISTIO_META_DNS_CAPTURE", Some(is_dns.to_string())),
+                ("ISTIO_OUTBOUND_OWNER_GROUPS", included),
+                ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", excluded),
+                ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", direct),
+            ];
+            given(values.map(|(name, value)| (name.to_owned(), value)))
+        },
+    )
+}
+
+fn given<const N: usize>(named: [(String, Option<String>); N]) -> BTreeMap<String, String> {
+    let present = named.into_iter();
+    present
+        .filter_map(|(name, value)| Some((name, value?)))
+        .collect()
+}
+
+fn join<T: ToString>(items: &[T]) -> String {
+    let items: Vec<_> = items.iter().map(T::to_string).collect();
+    items.join(",")
+}
+
+pub(super) fn attempt() -> impl Strategy<Value = Attempt> {
+    let id = || select(IDS.to_vec());
+    let v4 = (
+        option::of(select(vec![ENVOY_V4, Ipv4Addr::LOCALHOST, CLIENT_V4])),
+        select(V4_DESTINATIONS.to_vec()),
+    );
+    let v4 = v4.prop_map(|(source, to)| (source.map(IpAddr::V4), IpAddr::V4(to)));
+    let v6 = (
+        option::of(select(vec![ENVOY_V6, Ipv6Addr::LOCALHOST, CLIENT_V6])),
+        select(V6_DESTINATIONS.to_vec()),
+    );
+    let v6 = v6.prop_map(|(source, to)| (source.map(IpAddr::V6), IpAddr::V6(to)));
+    // Pending.
+    let v6 = v6.prop_filter("an unbound socket", |(source, to)| {
+        source.is_some() || *to != ENVOY_V6
+    });
+    (id(), id(), prop_oneof![v4, v6], select(PORTS.to_vec())).prop_map(
+        |(uid, gid, (source, destination), port)| Attempt {
+            uid,
+            gid,
+            // Loopback addresses reach nothing outside of the pod.
+            source: source.filter(|source| is_local(destination) || !is_on_lo(*source)),
+            destination,
+            port,
+        },
+    )
+}
+
+/// Whether it is an address of the client's pod.
+pub(super) fn is_local(address: IpAddr) -> bool {
+    is_on_lo(address) || address == CLIENT_V4 || address == CLIENT_V6
+}
+
+fn is_on_lo(address: IpAddr) -> bool {
+    address.is_loopback() || address.is_unspecified() || address == ENVOY_V6
+}
