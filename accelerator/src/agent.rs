@@ -232,11 +232,13 @@ impl<D: Datapath> Agent<D> {
     /// call goes on from there.
     pub fn converge(&mut self) -> Result<Step, DatapathError> {
         let Plan { refused, state } = plan(&self.resolved());
+        self.datapath.locate(self.located());
         let loaded = self.datapath.loaded()?;
         let ops = diff(&state, &loaded);
         for op in &ops {
             self.datapath.apply(op)?;
         }
+        self.datapath.find_listeners()?;
 
         let condition = |(name, pod): (&PodName, &Pod)| {
             let reason = refused.get(name).map(ToString::to_string);
@@ -255,6 +257,14 @@ impl<D: Datapath> Agent<D> {
         })
     }
 
+    fn located(&self) -> BTreeMap<u64, PathBuf> {
+        let found = |(path, sighting): (&PathBuf, &Sighting)| match sighting {
+            Sighting::Found(namespace) => Some((namespace.cookie, path.clone())),
+            Sighting::Lost { .. } => None,
+        };
+        self.namespaces.iter().filter_map(found).collect()
+    }
+
     fn resolved(&self) -> BTreeMap<PodName, ResolvedPod> {
         let resolve = |(name, pod): (&PodName, &Pod)| {
             let Capture::Accelerated(policy) = &pod.capture else {
@@ -265,6 +275,7 @@ impl<D: Datapath> Agent<D> {
             };
             let resolved = ResolvedPod {
                 addrs: namespace.addrs.clone(),
+                interfaces: namespace.interfaces.clone(),
                 netns_cookie: namespace.cookie,
                 policy: policy.clone(),
                 proxy_gid: pod.proxy_gid,

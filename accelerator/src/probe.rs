@@ -227,22 +227,19 @@ mod tests {
                 row("safe sockmap", Mechanism::Sockmap, false),
             ],
         };
-        let table = render_table(&Report::from(&probe));
-        let mechanisms = "\
-  redirect     on     found
-";
-        assert!(table.contains(mechanisms), "{table}");
+        let table = squeeze(&render_table(&Report::from(&probe)));
+        assert!(table.contains("\nredirect on found\n"), "{table}");
         let rest = "\
-  sockmap      OFF    safe sockmap: found
+sockmap OFF safe sockmap: found
 
 Features
-  FEATURE               NEEDED BY  STATE    DETAIL
-  cgroup v2             redirect   ok       found
-  isthmus_getpeername4  peer-name  ok       found
-  safe sockmap          sockmap    MISSING  found; get it
+FEATURE NEEDED BY STATE DETAIL
+cgroup v2 redirect ok found
+isthmus_getpeername4 peer-name ok found
+safe sockmap sockmap MISSING found; get it
 
 Defects of sockmap in this kernel
-  none
+none
 ";
         assert!(table.ends_with(rest), "{table}");
         assert!(
@@ -276,5 +273,11 @@ Defects of sockmap in this kernel
             detail: "found".to_owned(),
             remedy: "get it",
         }
+    }
+
+    // How wide a column is depends on what this build is made of.
+    fn squeeze(table: &str) -> String {
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n";
+        table.lines().map(words).collect()
     }
 }

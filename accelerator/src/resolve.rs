@@ -21,6 +21,8 @@ pub struct Namespace {
     pub addrs: BTreeSet<IpAddr>,
     /// The kernel's cookie.
     pub cookie: u64,
+    /// Numbers of its interfaces, by name.
+    pub interfaces: BTreeMap<String, u32>,
 }
 
 /// Why there is no [`Namespace`] behind a path.
@@ -131,7 +133,13 @@ fn look_behind(path: &Path, own_cookie: u64) -> Result<Namespace, LookupError> {
             path: path.to_owned(),
         });
     }
-    Ok(Namespace { addrs, cookie })
+    let interfaces =
+        interfaces_here().map_err(|error| kernel_error("asked for its interfaces", path, error))?;
+    Ok(Namespace {
+        addrs,
+        cookie,
+        interfaces,
+    })
 }
 
 // Whoever writes the configuration chooses the path: a FIFO may not block the agent, a terminal may
@@ -164,6 +172,17 @@ fn kernel_error(action: &'static str, path: &Path, source: io::Error) -> LookupE
 fn cookie_here() -> io::Result<u64> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     netns_cookie(socket.as_fd())
+}
+
+fn interfaces_here() -> io::Result<BTreeMap<String, u32>> {
+    let interfaces = nix::net::if_::if_nameindex()?;
+    let named = |interface: &nix::net::if_::Interface| {
+        (
+            interface.name().to_string_lossy().into_owned(),
+            interface.index(),
+        )
+    };
+    Ok(interfaces.iter().map(named).collect())
 }
 
 fn addrs_here() -> io::Result<BTreeSet<IpAddr>> {

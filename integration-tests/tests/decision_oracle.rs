@@ -66,6 +66,7 @@ fn load(client: &PodSettings, server: &PodSettings) -> State {
         };
         let resolved = ResolvedPod {
             addrs: [IpAddr::V4(v4), IpAddr::V6(v6)].into(),
+            interfaces: [].into(),
             netns_cookie,
             policy: policy.clone(),
             proxy_gid: pod.proxy_gid,

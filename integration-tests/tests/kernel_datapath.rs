@@ -6,6 +6,8 @@
 mod backpressure;
 #[path = "kernel_datapath/budget.rs"]
 mod budget;
+#[path = "kernel_datapath/cable.rs"]
+mod cable;
 #[path = "kernel_datapath/closing.rs"]
 mod closing;
 #[path = "kernel_datapath/dns.rs"]
@@ -24,6 +26,8 @@ mod flows;
 mod foreign;
 #[path = "kernel_datapath/full_maps.rs"]
 mod full_maps;
+#[path = "kernel_datapath/inbound.rs"]
+mod inbound;
 #[path = "kernel_datapath/lifecycle.rs"]
 mod lifecycle;
 #[path = "kernel_datapath/nameserver.rs"]

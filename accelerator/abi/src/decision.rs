@@ -7,18 +7,14 @@
 use crate::{
     CidrKey, DNS_AGENT_PORT, DNS_PORT, ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, GroupKey,
     Hop, LOOPBACK, LOOPBACK_V6, PodConfig, PodFlags, PortKey, RuleList, dns::takes_dns,
-    is_loopback, is_unspecified, is_v4, is_v6_link_local,
+    is_loopback, is_unspecified, is_v4, is_v6_link_local, listener::captures_inbound,
 };
 
 /// The cookie of no namespace: the kernel counts from 1.
 const NOBODY: u64 = 0;
 
 /// Port of the mesh's tunnel (HBONE), which is never captured (I3, O3).
-const TUNNEL_PORT: [u8; 2] = 15_008_u16.to_be_bytes();
-
-/// Inbound ports that are never captured: the proxy's own listeners and the agent's probe and
-/// metrics ports.
-const RESERVED_INBOUND_PORTS: [u16; 6] = [15_001, 15_006, 15_008, 15_020, 15_021, 15_090];
+pub(crate) const TUNNEL_PORT: [u8; 2] = 15_008_u16.to_be_bytes();
 
 /// A connection attempt.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -127,7 +123,7 @@ pub enum PassCause {
     AddressExcluded = 7,
     /// O13: includes are listed and this address is in none.
     NotIncluded = 8,
-    /// I3, I4, I6, I7: the other pod does not capture this port.
+    /// I1, I3, I4, I6, I7: the other pod does not capture this port, or not by every interface.
     NotCapturedInbound = 9,
     /// O9.
     GroupExcluded = 10,
@@ -320,7 +316,9 @@ fn proxy_dial_elsewhere<R: Rules>(dial: &Dial, owner: u64, rules: &R) -> Verdict
     let Some(target) = rules.pod(owner) else {
         return Verdict::Pass(PassCause::CallerIsProxy);
     };
-    if unruled(&target, &dial.destination).is_some()
+    // I1: which interface it will arrive by is not known here, but where it arrives.
+    if target.flags.has(PodFlags::INTERFACES_EXCLUDED)
+        || unruled(&target, &dial.destination).is_some()
         || !captures_inbound(owner, &target, dial.port, rules)
     {
         return Verdict::Pass(PassCause::NotCapturedInbound);
@@ -346,18 +344,6 @@ fn to_own_proxy(dial: &Dial, port: [u8; 2], hop: Hop) -> Verdict {
         peer_netns: dial.netns_cookie,
         hop,
     })
-}
-
-#[inline]
-fn captures_inbound<R: Rules>(netns: u64, pod: &PodConfig, port: [u8; 2], rules: &R) -> bool {
-    if RESERVED_INBOUND_PORTS.contains(&u16::from_be_bytes(port)) {
-        return false;
-    }
-    if pod.flags.has(PodFlags::INBOUND_ALL) {
-        !rules.has_port(&PortKey::new(netns, RuleList::EXCLUDE_INBOUND, port))
-    } else {
-        rules.has_port(&PortKey::new(netns, RuleList::INCLUDE_INBOUND, port))
-    }
 }
 
 #[cfg(test)]

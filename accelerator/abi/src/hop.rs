@@ -274,11 +274,17 @@ pub enum Counter {
     FlowsLost = 6,
     /// A socket did not get into `SOCKETS` because another sockmap has it, such as that of Envoy's own socket interface.
     SocketsTaken = 7,
+    /// Arriving connections given to a proxy (SYNs: a repeated one counts again).
+    InboundSteered = 8,
+    /// Arriving connections refused because their proxy did not listen.
+    InboundRefused = 9,
+    /// A listener did not get into `LISTENERS`: another program owns the socket.
+    ListenersRefused = 10,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 11;
 
     /// Every counter, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -290,6 +296,9 @@ impl Counter {
         Self::DnsQueries,
         Self::FlowsLost,
         Self::SocketsTaken,
+        Self::InboundSteered,
+        Self::InboundRefused,
+        Self::ListenersRefused,
     ];
 
     /// Returns the name that `status`, metrics and documents use.
@@ -304,6 +313,9 @@ impl Counter {
             Self::DnsQueries => "dns_queries",
             Self::FlowsLost => "flows_lost",
             Self::SocketsTaken => "sockets_taken",
+            Self::InboundSteered => "inbound_steered",
+            Self::InboundRefused => "inbound_refused",
+            Self::ListenersRefused => "listeners_refused",
         }
     }
 

@@ -28,6 +28,7 @@ mod flow;
 mod hop;
 mod latency;
 mod limits;
+mod listener;
 mod names;
 mod pod;
 mod rules;
@@ -46,8 +47,12 @@ pub use hop::{Counter, Hop, HopKey, HopStats, PassReason};
 pub use latency::{Histogram, LatencyKey, Measure};
 pub use limits::{
     FLOW_RING_BYTES, HANDSHAKE_MAX_AGE_SECONDS, MAX_CIDR_RULES, MAX_GROUP_RULES, MAX_HANDSHAKES,
-    MAX_HOP_ROWS, MAX_LATENCY_ROWS, MAX_PARKED_MESSAGES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES,
-    MAX_SOCKETS,
+    MAX_HOP_ROWS, MAX_INTERFACE_RULES, MAX_LATENCY_ROWS, MAX_LISTENERS, MAX_PARKED_MESSAGES,
+    MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS,
+};
+pub use listener::{
+    Arrival, INBOUND_SOCKET, InboundPass, InboundRules, InboundVerdict, InterfaceKey,
+    LISTENER_SLOTS, ListenerKey, ListenerKind, decide_inbound,
 };
 pub use names::{ABI_VERSION, global, map, program};
 pub use pod::{PodConfig, PodFlags};

@@ -16,6 +16,12 @@ pub const MAX_CIDR_RULES: u32 = 131_072;
 /// Rules on groups of users per node: 16 for each of [`MAX_PODS`] pods.
 pub const MAX_GROUP_RULES: u32 = 16_384;
 
+/// Interfaces per node that are left alone: 4 for each of [`MAX_PODS`] pods.
+pub const MAX_INTERFACE_RULES: u32 = 4_096;
+
+/// Inbound listeners per node: exactly what [`MAX_PODS`] pods can have, so that there is always room.
+pub const MAX_LISTENERS: u32 = MAX_PODS * crate::LISTENER_SLOTS * crate::ListenerKind::COUNT;
+
 /// Redirected connections whose accepting end is not established yet. At 1 ms from SYN to
 /// established this is 16 million connections a second; it is reached only when SYNs get no answer.
 pub const MAX_HANDSHAKES: u32 = 16_384;

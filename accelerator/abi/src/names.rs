@@ -47,9 +47,16 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// `ARRAY` of one [`crate::Settings`]. Linux 3.19.
     pub const SETTINGS: &str = "SETTINGS";
+    /// `HASH`, [`crate::InterfaceKey`] → [`crate::RULE_PRESENT`]. Linux 3.19.
+    pub const EXCLUDED_INTERFACES: &str = "EXCLUDED_INTERFACES";
+    /// `SOCKHASH`, [`crate::ListenerKey`] → listening socket. Linux 5.8 (listening sockets).
+    pub const LISTENERS: &str = "LISTENERS";
+    /// `SK_STORAGE`, inbound listener or what was accepted from it → [`crate::INBOUND_SOCKET`].
+    /// Linux 5.3 (inherited by accepted sockets).
+    pub const INBOUND_SOCKETS: &str = "INBOUND_SOCKETS";
 
     /// Every map, in the order in which they are listed and removed.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 21] = [
         PODS,
         POD_ADDRS,
         PORT_RULES,
@@ -68,6 +75,9 @@ pub mod map {
         FLOWS,
         COUNTERS,
         SETTINGS,
+        EXCLUDED_INTERFACES,
+        LISTENERS,
+        INBOUND_SOCKETS,
     ];
 }
 
@@ -101,11 +111,19 @@ pub mod program {
     /// Attached nowhere; run by the agent to count the sockets that have a state. Linux 5.9.
     pub const LIVE: &str = "isthmus_live";
 
+    /// `iter/tcp`: attached nowhere; run by the agent in a pod's namespace to find the proxy's inbound
+    /// listeners. Linux 5.8; what it calls 5.15.
+    pub const LISTENERS: &str = "isthmus_listeners";
+
     /// Every program that the agent runs.
-    pub const ON_DEMAND: [&str; 2] = [PARKED, LIVE];
+    pub const ON_DEMAND: [&str; 3] = [PARKED, LIVE, LISTENERS];
+
+    /// `sk_lookup`: gives arriving connections to the proxy. One instance for each pod. Linux 5.9; the
+    /// interface that a packet came in by 5.17.
+    pub const SK_LOOKUP: &str = "isthmus_sk_lookup";
 
     /// Every attached program, in the order in which they are attached.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 12] = [
         SK_MSG,
         SOCK_OPS,
         GETSOCKOPT,
@@ -117,6 +135,7 @@ pub mod program {
         SENDMSG6,
         CONNECT4,
         CONNECT6,
+        SK_LOOKUP,
     ];
 }
 
@@ -162,4 +181,22 @@ pub mod global {
     pub const CRED_FSGID_OFFSET: &str = "CRED_FSGID_OFFSET";
     /// Offset of the byte that holds `tcp_sock.is_mptcp`; absent without `CONFIG_MPTCP`.
     pub const IS_MPTCP_OFFSET: &str = "IS_MPTCP_OFFSET";
+    /// Offset of `sock_common.skc_family` in `struct sock`.
+    pub const SKC_FAMILY_OFFSET: &str = "SKC_FAMILY_OFFSET";
+    /// Offset of `sock_common.skc_state`.
+    pub const SKC_STATE_OFFSET: &str = "SKC_STATE_OFFSET";
+    /// Offset of `sock_common.skc_num`, the port that a socket is bound to.
+    pub const SKC_NUM_OFFSET: &str = "SKC_NUM_OFFSET";
+    /// Offset of `sock_common.skc_rcv_saddr`, the IPv4 address that a socket is bound to.
+    pub const SKC_RCV_SADDR_OFFSET: &str = "SKC_RCV_SADDR_OFFSET";
+    /// Offset of `sock_common.skc_v6_rcv_saddr`; absent without `CONFIG_IPV6`.
+    pub const SKC_V6_RCV_SADDR_OFFSET: &str = "SKC_V6_RCV_SADDR_OFFSET";
+    /// Offset of `sock_common.skc_net`, which leads to the network namespace.
+    pub const SKC_NET_OFFSET: &str = "SKC_NET_OFFSET";
+    /// Offset of `net.net_cookie`.
+    pub const NET_COOKIE_OFFSET: &str = "NET_COOKIE_OFFSET";
+
+    /// Namespace of the pod whose connections an instance of `sk_lookup` steers: the only global that
+    /// differs from one instance to another, and a `u64`.
+    pub const NETNS_COOKIE: &str = "NETNS_COOKIE";
 }

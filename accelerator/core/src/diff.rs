@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use isthmus_accel_abi::{CidrKey, GroupKey, PodConfig, PodFlags, PortKey, RuleList};
+use isthmus_accel_abi::{CidrKey, GroupKey, InterfaceKey, PodConfig, PodFlags, PortKey, RuleList};
 
 use crate::{MapOp, State};
 
@@ -15,7 +15,8 @@ use crate::{MapOp, State};
 ///   the old ones go. (A list of the only groups that are captured is an exclusion of all others: groups
 ///   leave it first and enter it last.)
 /// * a pod for which there is no such in-between (another owner of the sidecar; addresses and rules
-///   that change together) is taken out and put back.
+///   that change together) is taken out and put back;
+/// * a namespace is steered after its pod is there, and no longer before its pod goes.
 ///
 /// A connection that finds its pod missing is left to iptables. Costs `O((n + m) log n)`; returns
 /// nothing if both are equal.
@@ -25,6 +26,10 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     let stays = |netns_cookie: u64| staying.contains(&netns_cookie);
     let mut ops = Vec::new();
 
+    let unsteered = loaded.steered.difference(&desired.steered);
+    ops.extend(unsteered.map(|cookie| MapOp::DetachNetns {
+        netns_cookie: *cookie,
+    }));
     let leaving = loaded.pods.keys().filter(|cookie| !stays(**cookie));
     ops.extend(leaving.map(|cookie| MapOp::RemovePod {
         netns_cookie: *cookie,
@@ -32,11 +37,14 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     // What belongs to pods that the kernel does not see at this point: the order does not matter.
     remove_addrs(&mut ops, desired, loaded, |cookie| !stays(cookie));
     remove_rules(&mut ops, desired, loaded, |cookie, _| !stays(cookie));
+    remove_interfaces(&mut ops, desired, loaded, |cookie| !stays(cookie));
 
     put_addrs(&mut ops, desired, loaded);
     let groups = Groups::between(desired, loaded);
     ops.extend(groups.narrow(stays));
     put_rules(&mut ops, desired, loaded, is_exclusion);
+    let interfaces = desired.interfaces.difference(&loaded.interfaces);
+    ops.extend(interfaces.map(|key| MapOp::PutInterface(*key)));
     put_rules(&mut ops, desired, loaded, |list| !is_exclusion(list));
     for (cookie, config) in &desired.pods {
         if !stays(*cookie) || loaded.pods.get(cookie) != Some(config) {
@@ -54,7 +62,14 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
         stays(cookie) && is_exclusion(list)
     });
     ops.extend(groups.widen(stays));
+    remove_interfaces(&mut ops, desired, loaded, stays);
     remove_addrs(&mut ops, desired, loaded, stays);
+
+    // Last: what can fail for one namespace may not keep the others from their rules.
+    let steered = desired.steered.difference(&loaded.steered);
+    ops.extend(steered.map(|cookie| MapOp::AttachNetns {
+        netns_cookie: *cookie,
+    }));
     ops
 }
 
@@ -67,6 +82,8 @@ fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
     governed_anew.extend(cidrs.map(CidrKey::netns_cookie));
     let groups = desired.groups.symmetric_difference(&loaded.groups);
     governed_anew.extend(groups.map(|key| key.netns_cookie));
+    let interfaces = desired.interfaces.symmetric_difference(&loaded.interfaces);
+    governed_anew.extend(interfaces.map(InterfaceKey::netns_cookie));
 
     let mut addressed_anew = BTreeSet::new();
     for (ours, theirs) in [(desired, loaded), (loaded, desired)] {
@@ -96,6 +113,7 @@ fn is_swappable(old: &PodConfig, new: &PodConfig) -> bool {
         PodFlags::DNS,
         PodFlags::EXCLUDES_GROUPS,
         PodFlags::ONLY_GROUPS,
+        PodFlags::INTERFACES_EXCLUDED,
     ];
     let is_same_otherwise = *old
         == PodConfig {
@@ -207,6 +225,17 @@ fn remove_rules(
     let ports = loaded.ports.difference(&desired.ports);
     let ports = ports.filter(|key| is_wanted(key.netns_cookie(), key.list()));
     ops.extend(ports.map(|key| MapOp::RemovePort(*key)));
+}
+
+fn remove_interfaces(
+    ops: &mut Vec<MapOp>,
+    desired: &State,
+    loaded: &State,
+    is_wanted: impl Fn(u64) -> bool,
+) {
+    let interfaces = loaded.interfaces.difference(&desired.interfaces);
+    let interfaces = interfaces.filter(|key| is_wanted(key.netns_cookie()));
+    ops.extend(interfaces.map(|key| MapOp::RemoveInterface(*key)));
 }
 
 #[cfg(test)]

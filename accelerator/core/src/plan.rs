@@ -6,8 +6,9 @@ use std::{
 };
 
 use isthmus_accel_abi::{
-    CidrKey, DNS_PORT, GroupKey, MAX_CIDR_RULES, MAX_GROUP_RULES, MAX_POD_ADDRS, MAX_PODS,
-    MAX_PORT_RULES, PodConfig, PodFlags, PortKey, RuleList, v4_mapped,
+    CidrKey, DNS_PORT, GroupKey, InterfaceKey, MAX_CIDR_RULES, MAX_GROUP_RULES,
+    MAX_INTERFACE_RULES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, PodConfig, PodFlags, PortKey,
+    RuleList, v4_mapped,
 };
 use isthmus_api::node_config::{
     AppAcceleration, DnsCapture, GroupCapture, IpRange, Ipv6Capture, PodName, PortCapture,
@@ -16,6 +17,8 @@ use isthmus_api::node_config::{
 
 use crate::State;
 
+mod inbound;
+
 /// Addresses of one pod. Kubernetes gives two, secondary networks a few more.
 pub const MAX_ADDRS_PER_POD: usize = 16;
 
@@ -23,12 +26,15 @@ pub const MAX_ADDRS_PER_POD: usize = 16;
 const MAX_PLANNED_PORT_RULES: usize = MAX_PORT_RULES as usize / 2;
 const MAX_PLANNED_CIDR_RULES: usize = MAX_CIDR_RULES as usize / 2;
 const MAX_PLANNED_GROUP_RULES: usize = MAX_GROUP_RULES as usize / 2;
+const MAX_PLANNED_INTERFACES: usize = MAX_INTERFACE_RULES as usize / 2;
 
 /// A pod whose network namespace has been found.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ResolvedPod {
     /// Its addresses without loopback and link-local ones.
     pub addrs: BTreeSet<IpAddr>,
+    /// Numbers of its interfaces, by name.
+    pub interfaces: BTreeMap<String, u32>,
     /// The kernel's cookie of its network namespace: unique until reboot.
     pub netns_cookie: u64,
     /// Which connections are captured.
@@ -114,6 +120,8 @@ struct Entries {
     cidrs: BTreeSet<CidrKey>,
     config: PodConfig,
     groups: BTreeSet<GroupKey>,
+    interfaces: BTreeSet<InterfaceKey>,
+    is_steered: bool,
     netns_cookie: u64,
     ports: BTreeSet<PortKey>,
 }
@@ -132,6 +140,8 @@ impl Entries {
                 ..PodConfig::istio_default()
             },
             groups: BTreeSet::new(),
+            interfaces: inbound::excluded_interfaces(pod),
+            is_steered: inbound::is_steered(&pod.policy),
             netns_cookie: pod.netns_cookie,
             ports: BTreeSet::new(),
         };
@@ -249,6 +259,12 @@ impl Entries {
                 MAX_PLANNED_GROUP_RULES,
                 "owner groups in lists",
             ),
+            (
+                taken.interfaces.len(),
+                self.interfaces.len(),
+                MAX_PLANNED_INTERFACES,
+                "interfaces in lists",
+            ),
         ];
         for (on_node, count, limit, what) in rooms {
             if on_node + count > limit {
@@ -271,6 +287,8 @@ impl Entries {
             .extend(addrs.map(|addr| (as_bytes(addr), owner)));
         state.cidrs.extend(self.cidrs);
         state.groups.extend(self.groups);
+        state.interfaces.extend(self.interfaces);
+        state.steered.extend(self.is_steered.then_some(owner));
         state.pods.insert(owner, self.config);
         state.ports.extend(self.ports);
     }
@@ -309,6 +327,9 @@ fn flags(pod: &ResolvedPod) -> PodFlags {
         pod.addrs.iter().any(IpAddr::is_ipv4),
         pod.addrs.iter().any(IpAddr::is_ipv6),
     );
+    if !policy.exclude_interfaces.is_empty() {
+        flags = flags.with(PodFlags::INTERFACES_EXCLUDED);
+    }
     let has_ipv6_rules = match policy.ipv6 {
         Ipv6Capture::WithAddress => has_v6,
         Ipv6Capture::WithoutIpv4 => has_v6 && !has_v4,

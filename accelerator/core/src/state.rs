@@ -1,10 +1,10 @@
-//! The entries of the agent's maps as a value, and the steps that change it.
+//! The entries of the agent's maps and its links as a value, and the steps that change it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use isthmus_accel_abi::{CidrKey, GroupKey, PodConfig, PortKey, Rules};
+use isthmus_accel_abi::{CidrKey, GroupKey, InboundRules, InterfaceKey, PodConfig, PortKey, Rules};
 
-/// What is, or should be, in the maps that the agent writes.
+/// What is, or should be, in the maps that the agent writes, and linked to namespaces.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct State {
     /// `POD_ADDRS`: v4-mapped address to netns cookie of the pod that owns it.
@@ -13,13 +13,17 @@ pub struct State {
     pub cidrs: BTreeSet<CidrKey>,
     /// `GROUP_RULES`.
     pub groups: BTreeSet<GroupKey>,
+    /// `EXCLUDED_INTERFACES`.
+    pub interfaces: BTreeSet<InterfaceKey>,
     /// `PODS`, by netns cookie.
     pub pods: BTreeMap<u64, PodConfig>,
     /// `PORT_RULES`.
     pub ports: BTreeSet<PortKey>,
+    /// Namespaces, by cookie, whose arriving connections are steered.
+    pub steered: BTreeSet<u64>,
 }
 
-/// One change of one map. Each is idempotent, so that a list may be replayed after a failure.
+/// One change of one map or link. Each is idempotent, so that a list may be replayed after a failure.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum MapOp {
     /// Adds a port rule.
@@ -28,6 +32,8 @@ pub enum MapOp {
     PutGroup(GroupKey),
     /// Adds an address rule.
     PutCidr(CidrKey),
+    /// Adds an interface whose arriving connections are left alone.
+    PutInterface(InterfaceKey),
     /// Adds or replaces a pod: from here on it is captured.
     PutPod {
         /// Its network namespace.
@@ -42,6 +48,17 @@ pub enum MapOp {
         /// Who owns it.
         netns_cookie: u64,
     },
+    /// Steers the arriving connections of a pod, and finds the listeners of its proxy. The pod must be
+    /// there: its listeners are told from others by its inbound port.
+    AttachNetns {
+        /// Its network namespace.
+        netns_cookie: u64,
+    },
+    /// Ends that.
+    DetachNetns {
+        /// Its network namespace.
+        netns_cookie: u64,
+    },
     /// Removes an address.
     RemoveAddr {
         /// The address, v4-mapped.
@@ -52,6 +69,8 @@ pub enum MapOp {
         /// Its network namespace.
         netns_cookie: u64,
     },
+    /// Removes an interface.
+    RemoveInterface(InterfaceKey),
     /// Removes an address rule.
     RemoveCidr(CidrKey),
     /// Removes a rule on a group of users.
@@ -73,6 +92,15 @@ impl State {
             MapOp::PutCidr(key) => {
                 self.cidrs.insert(key);
             }
+            MapOp::PutInterface(key) => {
+                self.interfaces.insert(key);
+            }
+            MapOp::AttachNetns { netns_cookie } => {
+                self.steered.insert(netns_cookie);
+            }
+            MapOp::DetachNetns { netns_cookie } => {
+                self.steered.remove(&netns_cookie);
+            }
             MapOp::PutPod {
                 netns_cookie,
                 config,
@@ -87,6 +115,9 @@ impl State {
             }
             MapOp::RemovePod { netns_cookie } => {
                 self.pods.remove(&netns_cookie);
+            }
+            MapOp::RemoveInterface(key) => {
+                self.interfaces.remove(&key);
             }
             MapOp::RemoveCidr(key) => {
                 self.cidrs.remove(&key);
@@ -122,5 +153,11 @@ impl Rules for State {
 
     fn has_addr(&self, key: &CidrKey) -> bool {
         self.cidrs.iter().any(|range| range.covers(key))
+    }
+}
+
+impl InboundRules for State {
+    fn has_interface(&self, key: &InterfaceKey) -> bool {
+        self.interfaces.contains(key)
     }
 }

@@ -1,6 +1,6 @@
 //! The datapath as values in memory, for tests of everything above it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use isthmus_accel_abi::{
     Counter, Histogram, HopKey, HopStats, LatencyKey, MAX_CIDR_RULES, MAX_GROUP_RULES,
@@ -30,6 +30,8 @@ pub struct FakeDatapath {
     pub pairs: Vec<PairRow>,
     /// What [`Datapath::retired`] returns.
     pub retired: Vec<RetiredRow>,
+    /// What [`Datapath::locate`] was told.
+    pub namespaces: BTreeMap<u64, PathBuf>,
     /// The next operation fails as if its map was full, once.
     pub is_next_op_refused: bool,
 }
@@ -64,6 +66,14 @@ impl Datapath for FakeDatapath {
 
         self.state = next;
         self.applied.push(*op);
+        Ok(())
+    }
+
+    fn locate(&mut self, namespaces: BTreeMap<u64, PathBuf>) {
+        self.namespaces = namespaces;
+    }
+
+    fn find_listeners(&mut self) -> Result<(), DatapathError> {
         Ok(())
     }
 

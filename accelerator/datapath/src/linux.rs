@@ -9,13 +9,19 @@ mod kernel_version;
 mod load;
 mod maps;
 mod mounts;
+mod netns;
 mod order;
 mod pins;
 mod succession;
 mod sys;
 mod version;
 
-use std::{os::fd::AsFd, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use isthmus_accel_abi::{
     ABI_VERSION, Counter, FlowMode, Histogram, HopStats, PodVerdicts, RULE_PRESENT, Settings,
@@ -53,6 +59,7 @@ use crate::{
 pub struct LinuxDatapath {
     pins: Pins,
     maps: Maps,
+    namespaces: BTreeMap<u64, PathBuf>,
 }
 
 impl LinuxDatapath {
@@ -72,7 +79,11 @@ impl LinuxDatapath {
         ensure_bpffs(pin_dir)?;
         let pins = Pins::new(pin_dir);
         let maps = load::load(&pins, cgroup_root, options)?;
-        Ok(Self { pins, maps })
+        Ok(Self {
+            pins,
+            maps,
+            namespaces: BTreeMap::new(),
+        })
     }
 
     /// Loads and attaches what an agent of another version would, for tests of upgrades.
@@ -111,7 +122,11 @@ impl LinuxDatapath {
             });
         }
         let maps = Maps::open(&pins)?;
-        Ok(Self { pins, maps })
+        Ok(Self {
+            pins,
+            maps,
+            namespaces: BTreeMap::new(),
+        })
     }
 
     /// Returns the pin directory.
@@ -183,7 +198,9 @@ impl Datapath for LinuxDatapath {
             cidrs: self.maps.cidrs.keys()?.into_iter().collect(),
             pods: self.maps.pods.entries()?.into_iter().collect(),
             groups: self.maps.groups.keys()?.into_iter().collect(),
+            interfaces: self.maps.interfaces.keys()?.into_iter().collect(),
             ports: self.maps.ports.keys()?.into_iter().collect(),
+            steered: netns::attached(&self.pins)?,
         })
     }
 
@@ -198,6 +215,15 @@ impl Datapath for LinuxDatapath {
                 config,
             } => maps.pods.put(netns_cookie, config),
             MapOp::PutAddr { addr, netns_cookie } => maps.addrs.put(addr, netns_cookie),
+            MapOp::PutInterface(key) => maps.interfaces.put(key, &RULE_PRESENT),
+            MapOp::RemoveInterface(key) => maps.interfaces.remove(key).map(drop),
+            MapOp::AttachNetns { netns_cookie } => match self.namespaces.get(netns_cookie) {
+                Some(path) => netns::attach(&self.pins, *netns_cookie, path).map(drop),
+                None => Ok(()),
+            },
+            MapOp::DetachNetns { netns_cookie } => {
+                netns::detach(&self.pins, *netns_cookie, &maps.listeners)
+            }
             MapOp::RemoveAddr { addr } => maps.addrs.remove(addr).map(drop),
             MapOp::RemoveCidr(key) => maps.cidrs.remove(key).map(drop),
             MapOp::RemoveGroup(key) => maps.groups.remove(key).map(drop),
@@ -215,6 +241,19 @@ impl Datapath for LinuxDatapath {
                 maps.verdicts.remove(netns_cookie).map(drop)
             }
         }
+    }
+
+    fn locate(&mut self, namespaces: BTreeMap<u64, PathBuf>) {
+        self.namespaces = namespaces;
+    }
+
+    fn find_listeners(&mut self) -> Result<(), DatapathError> {
+        for cookie in netns::attached(&self.pins)? {
+            if let Some(path) = self.namespaces.get(&cookie) {
+                netns::find_listeners(&self.pins, cookie, path, &self.maps.listeners)?;
+            }
+        }
+        Ok(())
     }
 
     fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError> {
@@ -310,6 +349,8 @@ impl Datapath for LinuxDatapath {
             Self::usage(&maps.hops)?,
             Self::usage(&maps.verdicts)?,
             Self::usage(&maps.latency)?,
+            Self::usage(&maps.interfaces)?,
+            Self::usage(&maps.listeners)?,
         ])
     }
 
@@ -362,6 +403,8 @@ impl LinuxDatapath {
                 .map_or(id.is_some(), |attached| {
                     attached.is_some() && attached == id
                 }),
+            // Instances are linked pod by pod.
+            Hook::Netns => id.is_some(),
             Hook::None => false,
         };
         Ok(ProgramRow {

@@ -1,6 +1,6 @@
 //! The trait, what it returns, and how it fails.
 
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, io, path::PathBuf, time::Duration};
 
 use isthmus_accel_abi::{Counter, Histogram, HopKey, HopStats, LatencyKey, PodVerdicts, SockKey};
 use isthmus_accel_core::{MapOp, State};
@@ -20,6 +20,20 @@ pub trait Datapath: fmt::Debug {
     ///
     /// Returns [`DatapathError::MapFull`] if there is no room, [`DatapathError::Map`] otherwise.
     fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError>;
+
+    /// Tells where the network namespaces of pods are, by cookie. Replaces what was told before;
+    /// [`MapOp::AttachNetns`] does nothing for those that are missing here, or gone.
+    fn locate(&mut self, namespaces: BTreeMap<u64, PathBuf>);
+
+    /// Looks for inbound listeners in steered namespaces of which none is known. Call it every few
+    /// seconds: a listener that began before its pod was loaded, or that outlived a younger one, is
+    /// found by nothing else. Costs some system calls for each pod, and a walk over the namespace's
+    /// sockets for those without.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError`] if the kernel refuses.
+    fn find_listeners(&mut self) -> Result<(), DatapathError>;
 
     /// Returns the counters of every hop that has carried something, summed over CPUs, by key.
     ///

@@ -3,10 +3,18 @@
 
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use aya_ebpf::{bindings::bpf_sockopt, macros::cgroup_sockopt, programs::SockoptContext};
-use isthmus_accel_abi::{Counter, SocketFlags, is_v4};
+use aya_ebpf::{
+    bindings::{bpf_sock, bpf_sockopt},
+    macros::cgroup_sockopt,
+    programs::SockoptContext,
+};
+use isthmus_accel_abi::{Counter, OriginalDst, SocketFlags, is_v4, v4_mapped};
 
-use crate::{counters::count, maps::SOCKET_STATE, sock_addr::Family};
+use crate::{
+    counters::count,
+    maps::{INBOUND_SOCKETS, SOCKET_STATE},
+    sock_addr::Family,
+};
 
 const ALLOW: i32 = 1;
 const SOL_IP: i32 = 0;
@@ -64,14 +72,10 @@ fn answer(opt: *mut bpf_sockopt, family: Family) -> bool {
     if sk.is_null() {
         return false;
     }
-    let state = SOCKET_STATE.of(sk);
-    if state.is_null() {
+    let Some(original) = original(opt, sk) else {
         return false;
-    }
-    // SAFETY: not null, so it is this socket's state.
-    let (original, flags) = unsafe { ((*state).original, (*state).flags) };
-    if !flags.has(SocketFlags::HAS_ORIGINAL_DST) || is_v4(&original.addr) != (family == Family::V4)
-    {
+    };
+    if is_v4(&original.addr) != (family == Family::V4) {
         return false;
     }
 
@@ -110,4 +114,56 @@ fn answer(opt: *mut bpf_sockopt, family: Family) -> bool {
     // SAFETY: a write of a context field of its own width.
     unsafe { write_volatile(addr_of_mut!((*opt).retval), 0) };
     true
+}
+
+/// What the connection was for, where that is known.
+#[inline(always)]
+fn original(opt: *mut bpf_sockopt, sk: *mut bpf_sock) -> Option<OriginalDst> {
+    let state = SOCKET_STATE.of(sk);
+    if !state.is_null() {
+        // SAFETY: not null, so it is this socket's state.
+        let (original, flags) = unsafe { ((*state).original, (*state).flags) };
+        return flags.has(SocketFlags::HAS_ORIGINAL_DST).then_some(original);
+    }
+    // SAFETY: a read of a context field of its own width.
+    let refused = unsafe { read_volatile(addr_of!((*opt).retval)) };
+    // Steered here without NAT, so it was for its own address. Where NAT took part the kernel knows.
+    if refused == 0 || INBOUND_SOCKETS.of(sk).is_null() {
+        return None;
+    }
+    Some(own_address(sk))
+}
+
+#[inline(always)]
+fn own_address(sk: *mut bpf_sock) -> OriginalDst {
+    // SAFETY: reads of fields of their own width, which the verifier checks.
+    let (family, v4, v6, port) = unsafe {
+        (
+            read_volatile(addr_of!((*sk).family)),
+            read_volatile(addr_of!((*sk).src_ip4)),
+            [
+                read_volatile(addr_of!((*sk).src_ip6[0])),
+                read_volatile(addr_of!((*sk).src_ip6[1])),
+                read_volatile(addr_of!((*sk).src_ip6[2])),
+                read_volatile(addr_of!((*sk).src_ip6[3])),
+            ],
+            read_volatile(addr_of!((*sk).src_port)),
+        )
+    };
+    let mut original = OriginalDst {
+        addr: v4_mapped(v4.to_ne_bytes()),
+        port: (port as u16).to_be_bytes(),
+        reserved: [0; 6],
+    };
+    if family == u32::from(AF_INET6) {
+        // SAFETY: 16 bytes either way; an unaligned write needs nothing else.
+        unsafe {
+            original
+                .addr
+                .as_mut_ptr()
+                .cast::<[u32; 4]>()
+                .write_unaligned(v6)
+        };
+    }
+    original
 }

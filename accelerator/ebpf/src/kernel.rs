@@ -5,7 +5,7 @@
 use core::{ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use isthmus_accel_abi::global::ABSENT;
+use isthmus_accel_abi::{global::ABSENT, v4_mapped};
 
 macro_rules! offsets {
     ($($name:ident)*) => {
@@ -35,9 +35,19 @@ offsets! {
     FILE_CRED_OFFSET
     CRED_FSUID_OFFSET
     CRED_FSGID_OFFSET
+    SKC_FAMILY_OFFSET
+    SKC_STATE_OFFSET
+    SKC_NUM_OFFSET
+    SKC_RCV_SADDR_OFFSET
+    SKC_V6_RCV_SADDR_OFFSET
+    SKC_NET_OFFSET
+    NET_COOKIE_OFFSET
 }
 
 // `ZEROCOPY_BIT` is no offset, but found in the same place and as absent in the same way.
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 
 /// Low bits of `sk_user_data` that are flags (Linux, `include/net/sock.h`, `SK_USER_DATA_PTRMASK`).
 const USER_DATA_FLAGS: u64 = 7;
@@ -131,6 +141,35 @@ impl KernelSock {
     pub fn file(self) -> Option<SocketFile> {
         let socket = self.read::<u64>(&SK_SOCKET_OFFSET)?;
         read(socket, &SOCKET_FILE_OFFSET).map(SocketFile)
+    }
+
+    /// TCP state, as the kernel numbers them.
+    #[inline(always)]
+    pub fn state(self) -> Option<u8> {
+        self.read(&SKC_STATE_OFFSET)
+    }
+
+    /// Cookie of the network namespace.
+    #[inline(always)]
+    pub fn netns_cookie(self) -> Option<u64> {
+        let net = self.read::<u64>(&SKC_NET_OFFSET)?;
+        read(net, &NET_COOKIE_OFFSET)
+    }
+
+    /// Port that it is bound to, host order.
+    #[inline(always)]
+    pub fn local_port(self) -> Option<u16> {
+        self.read(&SKC_NUM_OFFSET)
+    }
+
+    /// Address that it is bound to, v4-mapped.
+    #[inline(always)]
+    pub fn local_addr(self) -> Option<[u8; 16]> {
+        match self.read::<u16>(&SKC_FAMILY_OFFSET)? {
+            AF_INET => Some(v4_mapped(self.read(&SKC_RCV_SADDR_OFFSET)?)),
+            AF_INET6 => self.read(&SKC_V6_RCV_SADDR_OFFSET),
+            _ => None,
+        }
     }
 
     #[inline(always)]

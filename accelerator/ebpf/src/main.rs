@@ -6,10 +6,12 @@
 //!  send(2)    ─▶ skmsg ── latch ─▶ reader's queue, or TCP
 //!  getsockopt(SO_ORIGINAL_DST) ─▶ getsockopt ── SOCKET_STATE
 //!  getpeername(2) ─▶ getpeername ── SOCKET_STATE
+//!  listen(2)  ─▶ sockops ─▶ LISTENERS ◀─ sk_lookup ◀─ a SYN that arrives at a pod
 //! ```
 //!
-//! Invariant: every miss passes. A program never refuses, delays or drops anything, whatever is
-//! missing, full or stale: the worst it may do is to leave a connection to iptables and to TCP.
+//! Invariant: every miss passes. A program never delays or drops anything, whatever is missing, full
+//! or stale: the worst it may do is to leave a connection to iptables and to TCP. There is one refusal:
+//! a connection for a proxy that does not listen, which iptables would refuse as well.
 #![no_std]
 #![no_main]
 
@@ -20,12 +22,14 @@ mod getpeername;
 mod getsockopt;
 mod kernel;
 mod latch;
+mod listen;
 mod live;
 mod maps;
 mod owner;
 mod parked;
 mod recvmsg;
 mod sendmsg;
+mod sk_lookup;
 mod skmsg;
 mod sock_addr;
 mod sockops;

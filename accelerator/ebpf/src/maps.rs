@@ -5,7 +5,8 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     bindings::{
-        BPF_ANY, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type as kind, bpf_sock,
+        BPF_ANY, BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type as kind,
+        bpf_sock,
     },
     helpers::generated::{
         bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_storage_delete,
@@ -13,14 +14,17 @@ use aya_ebpf::{
     },
 };
 use isthmus_accel_abi::{
-    CidrKey, Counter, DnsSocket, End, FLOW_RING_BYTES, FlowFacts, GroupKey, Handshake, Histogram,
-    HopKey, HopStats, LatencyKey, MAX_CIDR_RULES, MAX_GROUP_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS,
-    MAX_LATENCY_ROWS, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS, PodConfig, PodVerdicts,
-    PortKey, Settings, SettingsMode, SockKey, SocketState, TupleEntry,
+    CidrKey, Counter, DnsSocket, End, FLOW_RING_BYTES, FlowFacts, GroupKey, Handshake, Histogram, HopKey,
+    HopStats, InterfaceKey, LatencyKey, ListenerKey, MAX_CIDR_RULES, MAX_GROUP_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS,
+    MAX_INTERFACE_RULES, MAX_LATENCY_ROWS, MAX_LISTENERS, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES,
+    MAX_SOCKETS, PodConfig, PodVerdicts, PortKey, Settings, SettingsMode, SockKey, SocketState,
+    TupleEntry,
 };
 
 const PREALLOC: usize = 0;
 pub const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+/// Linux 5.3.
+const INHERITED: usize = NO_PREALLOC | BPF_F_CLONE as usize;
 const HASH: usize = kind::BPF_MAP_TYPE_HASH as usize;
 const LPM_TRIE: usize = kind::BPF_MAP_TYPE_LPM_TRIE as usize;
 const ARRAY: usize = kind::BPF_MAP_TYPE_ARRAY as usize;
@@ -134,6 +138,8 @@ maps! {
     LATENCY: PERCPU_HASH<LatencyKey, Histogram>, MAX_LATENCY_ROWS, NO_PREALLOC;
     COUNTERS: PERCPU_ARRAY<u32, u64>, Counter::COUNT, PREALLOC;
     SETTINGS: ARRAY<u32, Settings>, 1, PREALLOC;
+    EXCLUDED_INTERFACES: HASH<InterfaceKey, u32>, MAX_INTERFACE_RULES, NO_PREALLOC;
+    LISTENERS: SOCKHASH<ListenerKey, u64>, MAX_LISTENERS, PREALLOC;
 }
 
 #[unsafe(link_section = ".maps")]
@@ -148,10 +154,15 @@ pub static DNS_SOCKETS: SocketStorage<DnsSocket> = Map::new();
 #[unsafe(no_mangle)]
 pub static FLOW_STATE: SocketStorage<FlowFacts> = Map::new();
 
+/// Accepted sockets inherit the value of the one that listened.
+#[unsafe(link_section = ".maps")]
+#[unsafe(no_mangle)]
+pub static INBOUND_SOCKETS: Map<i32, u32, SK_STORAGE, 0, INHERITED> = Map::new();
+
 /// A map whose values live and die with their sockets.
 pub type SocketStorage<V> = Map<i32, V, SK_STORAGE, 0, NO_PREALLOC>;
 
-impl<V> SocketStorage<V> {
+impl<V, const FLAGS: usize> Map<i32, V, SK_STORAGE, 0, FLAGS> {
     /// Returns the state of a socket, or null.
     #[inline(always)]
     pub fn of(&self, sk: *mut bpf_sock) -> *mut V {
@@ -206,6 +217,16 @@ pub static FLOWS: Ring<{ FLOW_RING_BYTES as usize }> = Ring {
     r#type: ptr::null(),
     max_entries: ptr::null(),
 };
+
+impl Map<ListenerKey, u64, SOCKHASH, { MAX_LISTENERS as usize }, PREALLOC> {
+    /// Puts a listening socket there, in place of another; returns the kernel's answer, 0 or a
+    /// negative errno. For iterators: `sock_ops` has a helper of its own.
+    #[inline(always)]
+    pub fn update_socket(&self, key: &ListenerKey, sk: *mut c_void) -> i64 {
+        // SAFETY: as in `lookup`; the verifier accepts only a socket as the value.
+        unsafe { bpf_map_update_elem(self.as_ptr(), ptr::from_ref(key).cast(), sk, ANY.into()) }
+    }
+}
 
 /// Tells whether sockets may enter the sockmap and messages may skip TCP.
 #[inline(always)]

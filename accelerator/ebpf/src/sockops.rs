@@ -9,8 +9,8 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
-        bpf_sock_ops,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_TCP_LISTEN_CB, bpf_sock, bpf_sock_ops,
     },
     helpers::generated::{
         bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sock_hash_update,
@@ -27,6 +27,7 @@ use crate::{
     counters::{count, count_connection},
     flow,
     kernel::KernelSock,
+    listen::on_listen,
     maps::{ANY, ENDS, HANDSHAKES, ORIG_DST_BY_TUPLE, PODS, SOCKET_STATE, SOCKETS, is_sockmap_on},
 };
 
@@ -73,6 +74,7 @@ pub fn isthmus_sockops(ctx: SockOpsContext) -> u32 {
             }
         }
         BPF_SOCK_OPS_STATE_CB => on_state(ctx.ops, sk),
+        BPF_SOCK_OPS_TCP_LISTEN_CB => on_listen(ctx.ops, sk),
         _ => {}
     }
     HANDLED

@@ -2,7 +2,7 @@
 
 use std::{io, net::IpAddr};
 
-use isthmus_accel_abi::{PodConfig, v4_mapped};
+use isthmus_accel_abi::{InterfaceKey, PodConfig, v4_mapped};
 use isthmus_accel_core::MapOp;
 use isthmus_accel_datapath::fake::FakeDatapath;
 
@@ -185,13 +185,13 @@ fn pods_are_left_alone_for_a_reason() {
         },
         Case {
             annotation: ("sidecar.istio.io/interceptionMode", "TPROXY"),
-            change: "pod default/a is left to iptables (left-alone): TPROXY is not implemented, so the pod \
-                     is left to iptables",
+            change: "pod default/a is left to iptables (left-alone): TPROXY takes routes and marks inside \
+                     of the pod, so the pod is left to iptables",
         },
         Case {
-            annotation: ("traffic.sidecar.istio.io/excludeInterfaces", "eth1"),
-            change: "pod default/a is left to iptables (left-alone): interfaces are not told apart, so the \
-                     pod is left to iptables",
+            annotation: ("ambient.istio.io/redirection", "enabled"),
+            change: "pod default/a is left to iptables (left-alone): the pod has no sidecar of its own, so \
+                     it is left to ztunnel",
         },
     ];
 
@@ -210,6 +210,43 @@ fn pods_are_left_alone_for_a_reason() {
         assert_eq!(pods(&agent), Vec::<u64>::new(), "{name}");
         assert!(!agent.is_waiting(), "{name}: nothing will change that");
     }
+}
+
+#[test]
+fn an_interface_that_is_left_out_is_followed_by_its_number() {
+    type Row = (&'static [(&'static str, u32)], &'static [u32]);
+    let mut agent = Agent::new(FakeDatapath::default());
+    agent.handle_config(parse(
+        "pods: [{name: default/a, netns: /run/netns/a, annotations: \
+         {traffic.sidecar.istio.io/excludeInterfaces: net1}}]",
+    ));
+    let with = |interfaces: &[(&str, u32)]| {
+        let mut namespace = found(1).expect("it is there");
+        let named = |(name, ifindex): &(&str, u32)| ((*name).to_owned(), *ifindex);
+        namespace.interfaces = interfaces.iter().map(named).collect();
+        lookups([("a", Ok(namespace))])
+    };
+    let steps: [Row; 4] = [
+        (&[("eth0", 2)], &[]),
+        (&[("eth0", 2), ("net1", 3)], &[3]),
+        (&[("eth0", 2), ("net1", 9)], &[9]),
+        (&[("eth0", 2), ("other", 9)], &[]),
+    ];
+    for (interfaces, excluded) in steps {
+        agent.handle_lookups(with(interfaces));
+        agent.converge().expect("the fake takes it");
+        let loaded = agent.datapath().state.interfaces.iter();
+        let loaded: Vec<u32> = loaded.map(InterfaceKey::ifindex).collect();
+        assert_eq!(loaded, excluded, "{interfaces:?}");
+    }
+    let steered = &agent.datapath().state.steered;
+    assert_eq!(steered, &[1].into(), "all the time");
+    let netns = &agent.datapath().namespaces;
+    assert_eq!(
+        netns,
+        &[(1, self::netns("a"))].into(),
+        "so that it is found"
+    );
 }
 
 #[test]
@@ -276,6 +313,7 @@ fn found(cookie: u8) -> Result<Namespace, LookupError> {
     Ok(Namespace {
         addrs,
         cookie: u64::from(cookie),
+        interfaces: [("eth0".to_owned(), 2)].into(),
     })
 }
 

@@ -1,6 +1,7 @@
 //! The loop on real files and namespaces, with a datapath that only remembers.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -248,6 +249,14 @@ impl Datapath for SharedFake {
 
     fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError> {
         self.with(|fake| fake.apply(op))
+    }
+
+    fn locate(&mut self, namespaces: BTreeMap<u64, PathBuf>) {
+        self.with(|fake| fake.locate(namespaces));
+    }
+
+    fn find_listeners(&mut self) -> Result<(), DatapathError> {
+        self.with(Datapath::find_listeners)
     }
 
     fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError> {

@@ -153,7 +153,8 @@ pub(super) fn parse_annotations(
 
     let mut blocking = blocking_notices(annotations, &proxy);
     if mode == Mode::Tproxy {
-        let effect = "TPROXY is not implemented, so the pod is left to iptables";
+        let effect =
+            "TPROXY takes routes and marks inside of the pod, so the pod is left to iptables";
         blocking.push(Notice {
             annotation: INTERCEPTION_MODE,
             effect,
@@ -213,6 +214,7 @@ fn parse_policy(
     let list = |name: &str| annotations.get(name).map_or("", String::as_str);
     Ok(TrafficPolicy {
         app_acceleration: parse_acceleration(annotations)?,
+        exclude_interfaces: items(list(EXCLUDE_INTERFACES)).map(str::to_owned).collect(),
         exclude_outbound_ports,
         exclude_outbound_ranges: parse_ranges(
             EXCLUDE_OUTBOUND_RANGES,
@@ -284,13 +286,6 @@ fn parse_mode(annotations: &Annotations, proxy: &ProxyConfig) -> Result<Mode, An
 // Things that take traffic out of the capture, or into another one, in ways the programs do not know.
 fn blocking_notices(annotations: &Annotations, proxy: &ProxyConfig) -> Vec<Notice> {
     let mut notices = Vec::new();
-    if has_items(annotations, EXCLUDE_INTERFACES) {
-        let effect = "interfaces are not told apart, so the pod is left to iptables";
-        notices.push(Notice {
-            annotation: EXCLUDE_INTERFACES,
-            effect,
-        });
-    }
     if annotations
         .get(AMBIENT_REDIRECTION)
         .is_some_and(|value| value == "enabled")

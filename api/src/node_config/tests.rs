@@ -212,6 +212,7 @@ fn reads_port_and_range_annotations_as_istio_does() {
         expected: TrafficPolicy,
     }
     let default = || TrafficPolicy {
+        exclude_interfaces: BTreeSet::new(),
         exclude_outbound_ports: ports(&[15020]),
         exclude_outbound_ranges: BTreeSet::new(),
         include_outbound_ports: BTreeSet::new(),
@@ -246,6 +247,12 @@ fn reads_port_and_range_annotations_as_istio_does() {
             &[(ACCELERATE, " reads-and-writes ")],
             |policy| policy.app_acceleration = AppAcceleration::ReadsAndWrites,
         ),
+        case(
+            "interfaces left out",
+            &[(INTERFACES, " eth1,, net+ ")],
+            |policy| policy.exclude_interfaces = ["eth1", "net+"].map(str::to_owned).into(),
+        ),
+        case("no interfaces left out", &[(INTERFACES, " , ")], |_| ()),
         case("wildcards", &[(RANGES, " * "), (INBOUND, "*")], |_| ()),
         case("no outbound ranges", &[(RANGES, "")], |policy| {
             policy.include_outbound_ranges = RangeCapture::Only(BTreeSet::new());
@@ -444,18 +451,6 @@ fn leaves_alone_what_it_would_capture_wrongly() {
             noticed: &[CONFIG],
         },
         Case {
-            name: "interfaces left out",
-            annotations: &[("traffic.sidecar.istio.io/excludeInterfaces", "eth1")],
-            is_accelerated: false,
-            noticed: &["traffic.sidecar.istio.io/excludeInterfaces"],
-        },
-        Case {
-            name: "no interfaces left out",
-            annotations: &[("traffic.sidecar.istio.io/excludeInterfaces", " , ")],
-            is_accelerated: true,
-            noticed: &[],
-        },
-        Case {
             name: "virtual machines",
             annotations: &[("traffic.sidecar.istio.io/kubevirtInterfaces", "k6t-0")],
             is_accelerated: true,
@@ -610,6 +605,7 @@ fn refuses_bad_annotations() {
 
 const ACCELERATE: &str = "isthmus.io/accelerate-application";
 const CONFIG: &str = "proxy.istio.io/config";
+const INTERFACES: &str = "traffic.sidecar.istio.io/excludeInterfaces";
 const EXCLUDED: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
 const INBOUND: &str = "traffic.sidecar.istio.io/includeInboundPorts";
 const MODE: &str = "sidecar.istio.io/interceptionMode";

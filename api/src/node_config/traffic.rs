@@ -15,6 +15,9 @@ use super::dns::DnsCapture;
 /// the rest leaves (`istio/istio: tools/istio-iptables/pkg/capture/run.go`).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TrafficPolicy {
+    /// Interfaces by which connections arrive that are not taken, by name; one that ends in `+` stands for
+    /// all that begin like it.
+    pub exclude_interfaces: BTreeSet<String>,
     /// Destination ports that leave, whoever dials them.
     pub exclude_outbound_ports: BTreeSet<u16>,
     /// Destination ranges that leave.

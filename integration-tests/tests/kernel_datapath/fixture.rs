@@ -119,6 +119,14 @@ impl Fixture {
             .map_or(0, |row| row.count)
     }
 
+    /// Steers what arrives at a pod that was added.
+    pub(crate) fn steer(&mut self, pod: &Pod) {
+        self.datapath.locate([(pod.cookie, pod.path())].into());
+        self.apply(MapOp::AttachNetns {
+            netns_cookie: pod.cookie,
+        });
+    }
+
     pub(crate) fn hop(&self, pod: &Pod, hop: Hop) -> HopStats {
         let key = HopKey::new(pod.cookie, hop);
         let rows = self.datapath.hop_stats().expect("the counters can be read");

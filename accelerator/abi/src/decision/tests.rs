@@ -326,9 +326,12 @@ fn proxies_reach_each_other_by_the_inbound_rules_of_the_target() {
             Verdict::Pass(PassCause::NotCapturedInbound),
         ),
         (
-            "I4: the health port is never captured",
-            |_| (),
-            15_021,
+            "I1: where an interface is excluded, the arrival decides",
+            |t| {
+                let flags = PodConfig::istio_default().flags;
+                set_flags(t, SERVER, flags.with(PodFlags::INTERFACES_EXCLUDED));
+            },
+            8080,
             Verdict::Pass(PassCause::NotCapturedInbound),
         ),
         (

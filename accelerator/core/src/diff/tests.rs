@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use isthmus_accel_abi::{Dial, DnsVerdict, Redirect, Verdict, decide, decide_datagram, v4_mapped};
+use isthmus_accel_abi::{
+    Arrival, Dial, DnsVerdict, InboundVerdict, Redirect, Verdict, decide, decide_datagram,
+    decide_inbound, v4_mapped,
+};
 use proptest::{collection::btree_set, prelude::*};
 
 use super::*;
@@ -119,6 +122,30 @@ fn orders_operations() {
             ops: &["-pod 1", "+addr 1", "+pod 2"],
         },
         Case {
+            name: "a pod whose arriving connections are steered appears",
+            loaded: State::default(),
+            desired: steered(policy(&[(RuleList::EXCLUDE_INBOUND, 443)])),
+            ops: &[
+                "+addr 1",
+                "+exclude_inbound 443",
+                "+interface 5",
+                "+pod 1",
+                "+netns 1",
+            ],
+        },
+        Case {
+            name: "it goes",
+            loaded: steered(policy(&[])),
+            desired: State::default(),
+            ops: &["-netns 1", "-pod 1", "-addr 1", "-interface 5"],
+        },
+        Case {
+            name: "nothing is to be steered any more, and the interface is no longer excluded",
+            loaded: steered(policy(&[(include, 80)])),
+            desired: policy(&[]),
+            ops: &["-netns 1", "-include_outbound 80", "-interface 5"],
+        },
+        Case {
             name: "rules without a pod, left by an agent that was killed",
             loaded: State {
                 pods: BTreeMap::new(),
@@ -161,12 +188,16 @@ proptest! {
             state.apply(&op);
             for cookie in PODS.iter().filter(|cookie| !loaded.pods.contains_key(cookie)) {
                 if state.pods.contains_key(cookie) {
-                    prop_assert_eq!(of_pod(&state, *cookie), of_pod(&desired, *cookie));
+                    let unlinked = State { steered: BTreeSet::new(), ..of_pod(&desired, *cookie) };
+                    let current = State { steered: BTreeSet::new(), ..of_pod(&state, *cookie) };
+                    prop_assert_eq!(current, unlinked);
                 }
             }
             for cookie in PODS.iter().filter(|cookie| !desired.pods.contains_key(cookie)) {
                 if state.pods.contains_key(cookie) {
-                    prop_assert_eq!(of_pod(&state, *cookie), of_pod(&loaded, *cookie));
+                    let unlinked = State { steered: BTreeSet::new(), ..of_pod(&loaded, *cookie) };
+                    let current = State { steered: BTreeSet::new(), ..of_pod(&state, *cookie) };
+                    prop_assert_eq!(current, unlinked);
                 }
             }
         }
@@ -187,6 +218,43 @@ proptest! {
                 });
                 let is_allowed = allowed.into_iter().any(|state| self::redirect(dial, &state) == Some(redirect));
                 prop_assert!(is_allowed, "after {}: {:?} goes to {:?}", render_op(&op), dial, redirect);
+            }
+        }
+    }
+
+    // What arrives is steered by the old policy or by the new one.
+    #[test]
+    fn steers_only_what_an_old_or_new_policy_says(
+        loaded in any_state(), desired in any_state(), arrivals in prop::collection::vec(any_arrival(), 32),
+    ) {
+        let mut state = loaded.clone();
+        for op in diff(&desired, &loaded) {
+            state.apply(&op);
+            for arrival in &arrivals {
+                let is_allowed = is_steered(arrival, &loaded) || is_steered(arrival, &desired);
+                prop_assert!(
+                    is_allowed || !is_steered(arrival, &state),
+                    "after {}: {:?}", render_op(&op), arrival,
+                );
+            }
+        }
+    }
+
+    // As below, for what arrives: a pod that stays has no moment in which plaintext passes its proxy.
+    #[test]
+    fn steers_what_both_policies_say(
+        loaded in any_state(), rules in any_state(), arrivals in prop::collection::vec(any_arrival(), 32),
+    ) {
+        let desired = State { addrs: loaded.addrs.clone(), pods: loaded.pods.clone(), ..rules };
+        let mut state = loaded.clone();
+        for op in diff(&desired, &loaded) {
+            state.apply(&op);
+            for arrival in &arrivals {
+                if is_steered(arrival, &loaded) && is_steered(arrival, &desired) {
+                    prop_assert!(
+                        is_steered(arrival, &state), "after {}: {:?}", render_op(&op), arrival,
+                    );
+                }
             }
         }
     }
@@ -230,6 +298,11 @@ proptest! {
     }
 }
 
+fn is_steered(arrival: &Arrival, state: &State) -> bool {
+    state.steered.contains(&arrival.netns_cookie)
+        && decide_inbound(arrival, state) == InboundVerdict::Steer
+}
+
 fn redirect(dial: &Dial, state: &State) -> Option<Redirect> {
     match decide(dial, state) {
         Verdict::Redirect(redirect) => Some(redirect),
@@ -259,6 +332,13 @@ fn mixed(cookie: u64, own: &State, others: &State) -> State {
         state
             .groups
             .extend(from.groups.iter().filter(|key| belongs(key.netns_cookie)));
+        let interfaces = from.interfaces.iter();
+        state
+            .interfaces
+            .extend(interfaces.filter(|key| belongs(key.netns_cookie())));
+        state
+            .steered
+            .extend(from.steered.iter().filter(|owner| belongs(**owner)));
     }
     state
 }
@@ -301,8 +381,9 @@ fn any_state() -> impl Strategy<Value = State> {
             PodFlags::ONLY_GROUPS,
             PodFlags::DNS,
             PodFlags::DNS_ALL,
+            PodFlags::INTERFACES_EXCLUDED,
         ],
-        0..=7,
+        0..=8,
     );
     let config = (prop::sample::select(vec![PROXY, APP]), flags).prop_map(|(proxy_uid, flags)| {
         let flags = flags.into_iter().fold(PodFlags::NONE, PodFlags::with);
@@ -314,20 +395,42 @@ fn any_state() -> impl Strategy<Value = State> {
     });
     let pods = prop::collection::btree_map(cookie(), config, 0..=3);
     let addrs = prop::collection::btree_map(0..8_u8, cookie(), 0..=5);
+    let interface =
+        (cookie(), 5..7_u32).prop_map(|(cookie, ifindex)| InterfaceKey::new(cookie, ifindex));
+    let steered = prop::sample::subsequence(PODS.to_vec(), 0..=3);
     let rules = (
         btree_set(port, 0..12),
         btree_set(cidr, 0..8),
         btree_set(group, 0..8),
+        btree_set(interface, 0..3),
     );
-    (pods, addrs, rules).prop_map(|(pods, addrs, (ports, cidrs, groups))| State {
-        addrs: addrs
-            .into_iter()
-            .map(|(host, owner)| (addr(host), owner))
-            .collect(),
-        cidrs,
-        groups,
-        pods,
-        ports,
+    (pods, addrs, rules, steered).prop_map(
+        |(pods, addrs, (ports, cidrs, groups, interfaces), steered)| State {
+            addrs: addrs
+                .into_iter()
+                .map(|(host, owner)| (addr(host), owner))
+                .collect(),
+            cidrs,
+            groups,
+            interfaces,
+            pods,
+            ports,
+            steered: steered.into_iter().collect(),
+        },
+    )
+}
+
+fn any_arrival() -> impl Strategy<Value = Arrival> {
+    let netns = prop::sample::select(PODS.to_vec());
+    let port = prop::sample::select(PORTS.to_vec());
+    (netns, 0..8_u8, port, 5..8_u32).prop_map(|(netns_cookie, host, port, ingress_ifindex)| {
+        Arrival {
+            netns_cookie,
+            local: addr(host),
+            port: port.to_be_bytes(),
+            remote: v4_mapped([198, 19, 0, 1]),
+            ingress_ifindex,
+        }
     })
 }
 
@@ -357,8 +460,18 @@ fn pod(cookie: u64, config: PodConfig, rules: &[(RuleList, u16)], addrs: &[u8]) 
         addrs: addrs.iter().map(|host| (addr(*host), cookie)).collect(),
         cidrs: BTreeSet::new(),
         groups: BTreeSet::new(),
+        interfaces: BTreeSet::new(),
         pods: [(cookie, config)].into(),
         ports: rules.iter().map(key).collect(),
+        steered: BTreeSet::new(),
+    }
+}
+
+fn steered(state: State) -> State {
+    State {
+        interfaces: [InterfaceKey::new(1, 5)].into(),
+        steered: [1].into(),
+        ..state
     }
 }
 
@@ -372,6 +485,10 @@ fn render_op(op: &MapOp) -> String {
         MapOp::PutCidr(key) => format!("+{} {:?}", key.list().name(), key.addr()),
         MapOp::PutGroup(key) => format!("+{} group {}", key.list.name(), key.gid),
         MapOp::RemoveGroup(key) => format!("-{} group {}", key.list.name(), key.gid),
+        MapOp::PutInterface(key) => format!("+interface {}", key.ifindex()),
+        MapOp::RemoveInterface(key) => format!("-interface {}", key.ifindex()),
+        MapOp::AttachNetns { netns_cookie } => format!("+netns {netns_cookie}"),
+        MapOp::DetachNetns { netns_cookie } => format!("-netns {netns_cookie}"),
         MapOp::PutPod { netns_cookie, .. } => format!("+pod {netns_cookie}"),
         MapOp::PutAddr { addr, .. } => format!("+addr {}", addr[15]),
         MapOp::RemoveAddr { addr } => format!("-addr {}", addr[15]),

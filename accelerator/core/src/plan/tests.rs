@@ -25,10 +25,12 @@ fn turns_a_policy_into_entries() {
         app_acceleration: AppAcceleration::Off,
         owner_groups: GroupCapture::Only([2000].into()),
         direct_loopback: LoopbackRange::parse("127.0.0.0/8").expect("a range"),
+        exclude_interfaces: ["net+".to_owned()].into(),
     };
     let addrs = ["198.18.0.1", "2001:db8::1"].map(|addr| addr.parse().expect(addr));
     let pod = ResolvedPod {
         addrs: addrs.into(),
+        interfaces: [("eth0".to_owned(), 2), ("net1".to_owned(), 3)].into(),
         policy,
         ..resolved(7, &[])
     };
@@ -72,7 +74,8 @@ fn turns_a_policy_into_entries() {
     let flags = PodFlags::LOOPBACK_IN_RANGES
         .with(PodFlags::IPV6)
         .with(PodFlags::DNS)
-        .with(PodFlags::ONLY_GROUPS);
+        .with(PodFlags::ONLY_GROUPS)
+        .with(PodFlags::INTERFACES_EXCLUDED);
     let config = PodConfig {
         flags,
         direct_loopback: [127, 0, 0, 0],
@@ -80,6 +83,8 @@ fn turns_a_policy_into_entries() {
         ..PodConfig::istio_default()
     };
     assert_eq!(state.pods, [(7, config)].into());
+    assert_eq!(state.interfaces, [InterfaceKey::new(7, 3)].into());
+    assert_eq!(state.steered, [7].into());
 }
 
 #[test]
@@ -131,6 +136,21 @@ fn sockets_of_an_application_skip_tcp_by_its_policy_only() {
 fn the_default_policy_captures_everything() {
     let plan = plan(&named(&[("default/a", resolved(7, &[1]))]));
     assert_eq!(plan.state.pods, [(7, PodConfig::istio_default())].into());
+    assert_eq!(plan.state.steered, [7].into());
+}
+
+#[test]
+fn a_pod_that_asks_for_no_arriving_connection_is_not_steered() {
+    let policy = TrafficPolicy {
+        inbound_ports: PortCapture::Only(BTreeSet::new()),
+        ..policy()
+    };
+    let pod = ResolvedPod {
+        policy,
+        ..resolved(7, &[1])
+    };
+    let plan = plan(&named(&[("default/a", pod)]));
+    assert_eq!(plan.state.steered, BTreeSet::new());
 }
 
 #[test]
@@ -274,6 +294,7 @@ fn named(pods: &[(&str, ResolvedPod)]) -> BTreeMap<PodName, ResolvedPod> {
 fn resolved(netns_cookie: u64, hosts: &[u8]) -> ResolvedPod {
     let addr = |host: &u8| IpAddr::from([198, 18, 0, *host]);
     ResolvedPod {
+        interfaces: BTreeMap::new(),
         addrs: hosts.iter().map(addr).collect(),
         netns_cookie,
         policy: policy(),
@@ -284,6 +305,7 @@ fn resolved(netns_cookie: u64, hosts: &[u8]) -> ResolvedPod {
 
 fn policy() -> TrafficPolicy {
     TrafficPolicy {
+        exclude_interfaces: BTreeSet::new(),
         dns: DnsCapture::Unspecified,
         exclude_outbound_ports: [15020].into(),
         exclude_outbound_ranges: BTreeSet::new(),

@@ -64,7 +64,7 @@ const fn optional(
     }
 }
 
-const FIELDS: [Field; 17] = [
+const FIELDS: [Field; 24] = [
     required(
         global::SKC_COOKIE_OFFSET,
         "sock",
@@ -102,6 +102,22 @@ const FIELDS: [Field; 17] = [
     optional(global::FILE_CRED_OFFSET, "file", &["f_cred"]),
     optional(global::CRED_FSUID_OFFSET, "cred", &["fsuid"]),
     optional(global::CRED_FSGID_OFFSET, "cred", &["fsgid"]),
+    // The sockmap does without these.
+    optional(global::SKC_FAMILY_OFFSET, "sock_common", &["skc_family"]),
+    optional(global::SKC_STATE_OFFSET, "sock_common", &["skc_state"]),
+    optional(global::SKC_NUM_OFFSET, "sock_common", &["skc_num"]),
+    optional(
+        global::SKC_RCV_SADDR_OFFSET,
+        "sock_common",
+        &["skc_rcv_saddr"],
+    ),
+    optional(
+        global::SKC_V6_RCV_SADDR_OFFSET,
+        "sock_common",
+        &["skc_v6_rcv_saddr"],
+    ),
+    optional(global::SKC_NET_OFFSET, "sock_common", &["skc_net", "net"]),
+    optional(global::NET_COOKIE_OFFSET, "net", &["net_cookie"]),
 ];
 
 /// Offsets of everything that the programs read, by name of the global.

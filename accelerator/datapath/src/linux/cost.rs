@@ -12,7 +12,7 @@ use aya::{
 
 use super::{
     btf::KernelOffsets,
-    load::{ITERATOR, load_by_type, loader},
+    load::{iterated, load_by_type, loader},
     version::Version,
 };
 use crate::DatapathError;
@@ -69,7 +69,7 @@ fn measure(offsets: &KernelOffsets) -> Result<Vec<ProgramCost>, DatapathError> {
                 .ok_or_else(|| DatapathError::Object {
                     detail: format!("it has no program {name}"),
                 })?;
-            match load(program, &types) {
+            match load(program, name, &types) {
                 Err(ProgramError::LoadError {
                     io_error,
                     verifier_log,
@@ -89,12 +89,16 @@ fn measure(offsets: &KernelOffsets) -> Result<Vec<ProgramCost>, DatapathError> {
 }
 
 /// As [`load_by_type`], which would need a descriptor to read the kernel's types.
-fn load<'a>(program: &'a mut Program, types: &Btf) -> Result<&'a ProgramFd, ProgramError> {
+fn load<'a>(
+    program: &'a mut Program,
+    name: &str,
+    types: &Btf,
+) -> Result<&'a ProgramFd, ProgramError> {
     if let Program::Iter(program) = program {
-        program.load(ITERATOR, types)?;
+        program.load(iterated(name), types)?;
         return program.fd();
     }
-    load_by_type(program)
+    load_by_type(program, name)
 }
 
 fn use_up_descriptors() -> Vec<OwnedFd> {

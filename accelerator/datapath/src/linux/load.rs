@@ -22,15 +22,13 @@ use super::{
     installation::Installation,
     kernel_version::KernelVersion,
     maps::{Maps, RawMap},
-    order,
+    netns, order,
     pins::Pins,
     sys::{self, AttachType},
     version::Version,
 };
 use crate::{DatapathError, defects::check_sockmap};
 
-/// What the one iterator walks through, as the kernel's types call it.
-pub(super) const ITERATOR: &str = "bpf_sk_storage_map";
 /// How often a program is offered to a verifier that is interrupted; as libbpf.
 const LOAD_ATTEMPTS: u32 = 5;
 
@@ -39,6 +37,8 @@ const LOAD_ATTEMPTS: u32 = 5;
 pub(crate) enum Hook {
     /// To the root of cgroup v2, through a link.
     Cgroup(AttachType),
+    /// To the network namespace of each pod, as an instance of its own.
+    Netns,
     /// To the sockmap, which holds it.
     Sockmap(AttachType),
     /// Nowhere: run by the agent.
@@ -58,6 +58,7 @@ impl Hook {
             program::GETPEERNAME6 => Self::Cgroup(AttachType::CgroupInet6Getpeername),
             program::GETSOCKOPT => Self::Cgroup(AttachType::CgroupGetsockopt),
             program::SOCK_OPS => Self::Cgroup(AttachType::CgroupSockOps),
+            program::SK_LOOKUP => Self::Netns,
             program::SK_MSG => Self::Sockmap(AttachType::SkMsgVerdict),
             _ => Self::None,
         }
@@ -75,6 +76,7 @@ impl Hook {
             Self::Cgroup(AttachType::CgroupInet6Getpeername) => "cgroup/getpeername6",
             Self::Cgroup(AttachType::CgroupGetsockopt) => "cgroup/getsockopt",
             Self::Cgroup(_) => "sock_ops",
+            Self::Netns => "sk_lookup",
             Self::Sockmap(_) => "sk_msg",
             Self::None => "test_run",
         }
@@ -147,7 +149,7 @@ pub(crate) fn load_version(
     let sockets = RawMap::open(pins, map::SOCKETS)?;
     for name in version.programs.iter().copied() {
         let fresh = load_program(&mut object, name)?;
-        let running = settle(pins, name, &fresh, is_whole)?;
+        let running = settle(pins, name, &fresh, is_whole, version)?;
         attach(pins, name, running.as_fd(), cgroup.as_fd(), sockets.fd())?;
     }
     Ok(())
@@ -258,7 +260,10 @@ fn load_object(
 }
 
 /// Loads one program into the kernel and returns its descriptor.
-fn load_program(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, DatapathError> {
+pub(crate) fn load_program(
+    object: &mut Ebpf,
+    name: &'static str,
+) -> Result<OwnedFd, DatapathError> {
     let program = object
         .program_mut(name)
         .ok_or_else(|| DatapathError::Object {
@@ -267,7 +272,7 @@ fn load_program(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, Datapa
     let mut attempts = LOAD_ATTEMPTS;
     let loaded = loop {
         attempts -= 1;
-        match load_by_type(program) {
+        match load_by_type(program, name) {
             Err(error) if attempts > 0 && is_interrupted(&error) => {}
             loaded => break loaded.and_then(|fd| Ok(fd.as_fd().try_clone_to_owned()?)),
         }
@@ -288,17 +293,30 @@ fn is_interrupted(error: &ProgramError) -> bool {
     clippy::wildcard_enum_match_arm,
     reason = "the object holds a few of aya's thirty types"
 )]
-pub(super) fn load_by_type(program: &mut Program) -> Result<&ProgramFd, ProgramError> {
+pub(super) fn load_by_type<'a>(
+    program: &'a mut Program,
+    name: &str,
+) -> Result<&'a ProgramFd, ProgramError> {
     match program {
         Program::CgroupSockAddr(program) => program.load()?,
         Program::CgroupSockopt(program) => program.load()?,
         Program::SockOps(program) => program.load()?,
         Program::SkMsg(program) => program.load()?,
         Program::SchedClassifier(program) => program.load()?,
-        Program::Iter(program) => program.load(ITERATOR, &Btf::from_sys_fs()?)?,
+        Program::Iter(program) => program.load(iterated(name), &Btf::from_sys_fs()?)?,
+        Program::SkLookup(program) => program.load()?,
         _ => return Err(ProgramError::UnexpectedProgramType),
     }
     program.fd()
+}
+
+/// What an iterator walks through, as the kernel's types call it.
+pub(super) fn iterated(name: &str) -> &'static str {
+    if name == program::LISTENERS {
+        "tcp"
+    } else {
+        "bpf_sk_storage_map"
+    }
 }
 
 /// Returns the program that shall run: the pinned one if it is the same, else the fresh one, pinned.
@@ -307,6 +325,7 @@ fn settle(
     name: &'static str,
     fresh: &OwnedFd,
     is_whole: bool,
+    version: &Version,
 ) -> Result<OwnedFd, DatapathError> {
     let path = pins.program(name);
     let failed = |action: &str| {
@@ -320,6 +339,10 @@ fn settle(
         if is_same {
             return Ok(pinned);
         }
+    }
+    // Before the pin, so that whoever is interrupted begins anew.
+    if Hook::of(name) == Hook::Netns {
+        netns::replace_instances(pins, version)?;
     }
     Pins::unpin(&path)?;
     sys::pin(fresh.as_fd(), &path).map_err(failed("pinning"))?;
@@ -338,7 +361,7 @@ fn attach(
         source,
     };
     match Hook::of(name) {
-        Hook::None => Ok(()),
+        Hook::None | Hook::Netns => Ok(()),
         // Replaces; the sockets that are in the map keep the program that they came in with.
         Hook::Sockmap(hook) => sys::attach_to_map(program, sockets, hook).map_err(failed),
         Hook::Cgroup(hook) => {

@@ -9,8 +9,8 @@ use std::{
 
 use bytemuck::Pod;
 use isthmus_accel_abi::{
-    CidrKey, Counter, End, GroupKey, Handshake, Histogram, HopKey, HopStats, LatencyKey, PodConfig,
-    PodVerdicts, PortKey, Settings, SockKey, TupleEntry, map,
+    CidrKey, Counter, End, GroupKey, Handshake, Histogram, HopKey, HopStats, InterfaceKey,
+    LatencyKey, ListenerKey, PodConfig, PodVerdicts, PortKey, Settings, SockKey, TupleEntry, map,
 };
 
 use super::{
@@ -237,6 +237,8 @@ pub(crate) struct Maps {
     pub(crate) latency: TypedMap<LatencyKey, Histogram>,
     pub(crate) counters: TypedMap<u32, u64>,
     pub(crate) settings: TypedMap<u32, Settings>,
+    pub(crate) interfaces: TypedMap<InterfaceKey, u32>,
+    pub(crate) listeners: TypedMap<ListenerKey, u64>,
 }
 
 impl Maps {
@@ -256,6 +258,8 @@ impl Maps {
             latency: TypedMap::open(pins, map::LATENCY)?,
             counters: TypedMap::open(pins, map::COUNTERS)?,
             settings: TypedMap::open(pins, map::SETTINGS)?,
+            interfaces: TypedMap::open(pins, map::EXCLUDED_INTERFACES)?,
+            listeners: TypedMap::open(pins, map::LISTENERS)?,
         })
     }
 

@@ -4,12 +4,15 @@
 //!  <pin dir>/maps/PODS …                  one per map that user space opens
 //!  <pin dir>/programs/isthmus_connect4 …  one per program
 //!  <pin dir>/links/isthmus_connect4 …     one per cgroup hook: while it is there, the hook runs
+//!  <pin dir>/links/isthmus_sk_lookup-7 …  one per namespace of a pod, by cookie
 //! ```
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
+
+use isthmus_accel_abi::program;
 
 use crate::DatapathError;
 
@@ -42,7 +45,7 @@ impl Pins {
     }
 
     pub(crate) fn link(&self, name: &str) -> PathBuf {
-        self.dir.join("links").join(name)
+        self.links().join(name)
     }
 
     /// Directories that hold links: all but two, whatever a version calls them.
@@ -55,6 +58,22 @@ impl Pins {
             .map(|entry| entry.path())
             .filter(|path| path.is_dir() && !is_other(path))
             .collect()
+    }
+
+    /// Where this version keeps its links.
+    pub(crate) fn links(&self) -> PathBuf {
+        self.dir.join("links")
+    }
+
+    /// The link to one network namespace.
+    pub(crate) fn netns_link(&self, cookie: u64) -> PathBuf {
+        self.link(&format!("{}-{cookie}", program::SK_LOOKUP))
+    }
+
+    /// The inverse of [`Pins::netns_link`] for the name of a file; `None` for other links.
+    pub(crate) fn cookie_of_netns_link(name: &str) -> Option<u64> {
+        let cookie = name.strip_prefix(program::SK_LOOKUP)?.strip_prefix('-')?;
+        cookie.parse().ok()
     }
 
     pub(crate) fn make_dirs(&self) -> Result<(), DatapathError> {

@@ -44,6 +44,7 @@ pub(crate) enum AttachType {
     TraceIter = 28,
     CgroupInet4Getpeername = 29,
     CgroupInet6Getpeername = 30,
+    SkLookup = 36,
 }
 
 /// What the kernel says about a program.
@@ -280,10 +281,10 @@ pub(crate) fn attach_to_map(
     bpf(PROG_ATTACH, &mut attr).map(drop)
 }
 
-/// Attaches a program to a cgroup, beside those that are there.
+/// Attaches a program to a cgroup or a network namespace, beside those that are there.
 pub(crate) fn create_link(
     program: BorrowedFd<'_>,
-    cgroup: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
     attach_type: AttachType,
     place: Place,
 ) -> io::Result<OwnedFd> {
@@ -293,7 +294,7 @@ pub(crate) fn create_link(
         Place::Last => 0,
     };
     let mut attr = FourWords {
-        words: [raw(program), raw(cgroup), attach_type as u32, flags],
+        words: [raw(program), raw(target), attach_type as u32, flags],
     };
     bpf(LINK_CREATE, &mut attr).map(owned)
 }
@@ -358,14 +359,28 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 /// Runs an iterator program over the elements of a map; returns what it has written.
 pub(crate) fn iterate_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     // `union bpf_iter_link_info`, of which a map needs the first word.
-    let target = [raw(map)];
+    iterate(program, &[raw(map)])
+}
+
+/// Runs an iterator program over the TCP sockets of this thread's network namespace; returns what it
+/// has written.
+pub(crate) fn iterate_sockets(program: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    iterate(program, &[])
+}
+
+fn iterate(program: BorrowedFd<'_>, target: &[u32]) -> io::Result<Vec<u8>> {
+    let iter_info = if target.is_empty() {
+        0
+    } else {
+        address(target)
+    };
     let mut attr = IterLinkAttr {
         prog_fd: raw(program),
         target_fd: 0,
         attach_type: AttachType::TraceIter as u32,
         flags: 0,
-        iter_info: address(&target),
-        iter_info_len: u32::try_from(size_of_val(&target)).map_err(io::Error::other)?,
+        iter_info,
+        iter_info_len: u32::try_from(size_of_val(target)).map_err(io::Error::other)?,
         pad: 0,
     };
     let link = bpf(LINK_CREATE, &mut attr).map(owned)?;

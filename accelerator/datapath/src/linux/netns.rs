@@ -1,0 +1,223 @@
+//! `sk_lookup` in the network namespaces of pods, and the listeners that it gives connections to.
+//!
+//! ```text
+//!  <pin dir>/programs/isthmus_sk_lookup       what every instance should be
+//!  <pin dir>/links/isthmus_sk_lookup-COOKIE   the instance of one namespace, while it is there
+//! ```
+//!
+//! An instance knows the cookie of its namespace by a constant of its own; the maps are shared. The
+//! kernel empties the link when the namespace goes; the pin stays until somebody removes it.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, OpenOptions},
+    io,
+    net::{Ipv4Addr, UdpSocket},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
+    path::Path,
+    thread,
+};
+
+use aya::EbpfLoader;
+use isthmus_accel_abi::{ListenerKey, global, program};
+
+use super::{
+    load,
+    maps::TypedMap,
+    order::Place,
+    pins::Pins,
+    sys::{self, AttachType},
+    version::Version,
+};
+use crate::{DatapathError, netns_cookie};
+
+/// What a network namespace turned out to be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Presence {
+    /// It was there.
+    Found,
+    /// It is gone, or another one is in its place: whoever looks the next time will see.
+    Gone,
+}
+
+/// Steers what arrives in the namespace behind `path`, if it is the one with this cookie. The
+/// listeners that are there already are found first, so that none of them is missed.
+pub(crate) fn attach(pins: &Pins, cookie: u64, path: &Path) -> Result<Presence, DatapathError> {
+    let program = instance(pins, cookie, &Version::built_in())?;
+    let found = in_namespace(cookie, path, |netns| {
+        run_over_sockets(pins)?;
+        let link = sys::create_link(program.as_fd(), netns, AttachType::SkLookup, Place::Last);
+        let link = link.map_err(refused_link(path))?;
+        let pin = pins.netns_link(cookie);
+        Pins::unpin(&pin)?;
+        sys::pin(link.as_fd(), &pin).map_err(failed("pinning", &pin))
+    })?;
+    Ok(found)
+}
+
+/// Ends that, and forgets the listeners.
+pub(crate) fn detach(
+    pins: &Pins,
+    cookie: u64,
+    listeners: &TypedMap<ListenerKey, u64>,
+) -> Result<(), DatapathError> {
+    Pins::unpin(&pins.netns_link(cookie))?;
+    for key in ListenerKey::all_of(cookie) {
+        listeners.remove(&key)?;
+    }
+    Ok(())
+}
+
+/// Looks for the listeners of a pod of which none is known: of one that began to listen before, or
+/// that outlived one that came later.
+pub(crate) fn find_listeners(
+    pins: &Pins,
+    cookie: u64,
+    path: &Path,
+    listeners: &TypedMap<ListenerKey, u64>,
+) -> Result<(), DatapathError> {
+    for key in ListenerKey::all_of(cookie) {
+        if listeners.get(&key)?.is_some() {
+            return Ok(());
+        }
+    }
+    in_namespace(cookie, path, |_| run_over_sockets(pins)).map(drop)
+}
+
+/// Returns the cookies of the namespaces that have a link.
+pub(crate) fn attached(pins: &Pins) -> Result<BTreeSet<u64>, DatapathError> {
+    let dir = pins.links();
+    let files = match fs::read_dir(&dir) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(failed("reading", &dir)(error)),
+    };
+    let mut cookies = BTreeSet::new();
+    for file in files {
+        let name = file.map_err(failed("reading", &dir))?.file_name();
+        cookies.extend(name.to_str().and_then(Pins::cookie_of_netns_link));
+    }
+    Ok(cookies)
+}
+
+/// Gives every namespace that has a link an instance of the program as it is in this object.
+pub(crate) fn replace_instances(pins: &Pins, version: &Version) -> Result<(), DatapathError> {
+    for cookie in attached(pins)? {
+        let pin = pins.netns_link(cookie);
+        let link = sys::open_pinned(&pin).map_err(failed("opening", &pin))?;
+        let program = instance(pins, cookie, version)?;
+        match sys::update_link(link.as_fd(), program.as_fd()) {
+            // The namespace is gone.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Pins::unpin(&pin)?,
+            outcome => outcome.map_err(failed("replacing the program of", &pin))?,
+        }
+    }
+    Ok(())
+}
+
+/// Loads the program for one namespace, on the pinned maps.
+fn instance(pins: &Pins, cookie: u64, version: &Version) -> Result<OwnedFd, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(None)
+        .override_global(global::NETNS_COOKIE, &cookie, true);
+    for name in &version.maps {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut object = loader
+        .load(&version.object)
+        .map_err(|source| DatapathError::Load {
+            source: Box::new(source),
+        })?;
+    load::load_program(&mut object, program::SK_LOOKUP)
+}
+
+/// Runs `work` in the namespace, on a thread of its own: one that has entered a namespace must never
+/// be reused.
+fn in_namespace(
+    cookie: u64,
+    path: &Path,
+    work: impl FnOnce(BorrowedFd<'_>) -> Result<(), DatapathError> + Send,
+) -> Result<Presence, DatapathError> {
+    let Some(netns) = open(path)? else {
+        return Ok(Presence::Gone);
+    };
+    let enter_and_work = || {
+        // SAFETY: an open descriptor; changes this thread only, which ends with this closure.
+        if unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+            let error = io::Error::last_os_error();
+            return match error.raw_os_error() {
+                Some(libc::EINVAL) => Ok(Presence::Gone),
+                _ => Err(failed("entering", path)(error)),
+            };
+        }
+        if cookie_here().map_err(failed("identifying", path))? != cookie {
+            return Ok(Presence::Gone);
+        }
+        work(netns.as_fd()).map(|()| Presence::Found)
+    };
+    thread::scope(|scope| {
+        let worker = thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, enter_and_work)
+            .map_err(failed("making a thread for", path))?;
+        worker
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+// Whoever writes the configuration chooses the path: a FIFO may not block the agent, a terminal may
+// not become its own.
+fn open(path: &Path) -> Result<Option<File>, DatapathError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path);
+    match file {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("opening", path)(error)),
+    }
+}
+
+// Any socket will do, and this one needs no interface to be up.
+fn cookie_here() -> io::Result<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    netns_cookie(socket.as_fd())
+}
+
+/// Runs `isthmus_listeners` over every TCP socket of the calling thread's namespace.
+fn run_over_sockets(pins: &Pins) -> Result<(), DatapathError> {
+    let pin = pins.program(program::LISTENERS);
+    let run = || {
+        let program = sys::open_pinned(&pin)?;
+        sys::iterate_sockets(program.as_fd())
+    };
+    run().map(drop).map_err(failed("running", &pin))
+}
+
+fn refused_link(path: &Path) -> impl Fn(io::Error) -> DatapathError {
+    move |source| {
+        let path = path.display();
+        let action = match source.raw_os_error() {
+            Some(libc::E2BIG | libc::EEXIST) => format!(
+                "attaching {} to {path}, which others have filled with programs of their own \
+                 (`bpftool net` in the namespace names them),",
+                program::SK_LOOKUP
+            ),
+            _ => format!("attaching {} to {path}", program::SK_LOOKUP),
+        };
+        DatapathError::Kernel { action, source }
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DatapathError {
+    move |source| DatapathError::Kernel {
+        action: format!("{action} {}", path.display()),
+        source,
+    }
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! `sk_lookup`: gives connections that arrive at a pod to its proxy's inbound listener, without NAT.
+//!
+//! Runs when a packet belongs to no connection, before the kernel looks for a listener. What is
+//! established, or in `TIME_WAIT`, never comes here. One instance for each pod, linked to its
+//! network namespace: nothing in the context tells namespaces apart, and addresses do not either
+//! (link-local ones repeat, secondary ones come and go).
+
+use core::ptr::{addr_of, from_mut, read_volatile};
+
+use aya_ebpf::{
+    bindings::{bpf_sk_lookup, sk_action},
+    helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release},
+    macros::sk_lookup,
+    programs::SkLookupContext,
+};
+use isthmus_accel_abi::{
+    Arrival, Counter, InboundRules, InboundVerdict, InterfaceKey, LISTENER_SLOTS, ListenerKey,
+    ListenerKind, decide_inbound,
+};
+
+use crate::{
+    connect::Loaded,
+    counters::count,
+    maps::{EXCLUDED_INTERFACES, LISTENERS},
+};
+
+const PASS: u32 = sk_action::SK_PASS;
+/// For TCP the kernel answers with a reset, as where nobody listens.
+const DROP: u32 = sk_action::SK_DROP;
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+const IPPROTO_TCP: u32 = 6;
+/// Third word of a v4-mapped address.
+const MAPPED_WORD: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+/// Namespace that this instance is linked to; the loader sets it.
+#[unsafe(no_mangle)]
+static NETNS_COOKIE: u64 = 0;
+
+/// Steers to the proxy. Linux 6.1 (the interface: 5.17).
+///
+/// Where the proxy does not listen the connection is refused, as under iptables: an application
+/// never gets plaintext that its proxy should have seen.
+#[sk_lookup]
+pub fn isthmus_sk_lookup(ctx: SkLookupContext) -> u32 {
+    let Some((arrival, family)) = arrival(ctx.lookup) else {
+        return PASS;
+    };
+    if decide_inbound(&arrival, &Loaded) != InboundVerdict::Steer {
+        return PASS;
+    }
+    let own_kind = if family == AF_INET {
+        ListenerKind::V4
+    } else {
+        ListenerKind::V6
+    };
+    for kind in [own_kind, ListenerKind::ANY] {
+        for slot in 0..LISTENER_SLOTS {
+            let key = ListenerKey::new(arrival.netns_cookie, kind, slot);
+            if assign(ctx.lookup, key) {
+                count(Counter::InboundSteered);
+                return PASS;
+            }
+        }
+    }
+    count(Counter::InboundRefused);
+    DROP
+}
+
+/// Chooses the socket behind the key; tells whether there is one that takes packets of this family.
+#[inline(always)]
+fn assign(ctx: *mut bpf_sk_lookup, mut key: ListenerKey) -> bool {
+    // SAFETY: the map is ours, the key is initialised; what the lookup returns is a socket that is
+    // released on every path, and the context is ours.
+    unsafe {
+        let sk = bpf_map_lookup_elem(LISTENERS.as_ptr(), from_mut(&mut key).cast());
+        if sk.is_null() {
+            return false;
+        }
+        let refused = bpf_sk_assign(ctx.cast(), sk, 0);
+        bpf_sk_release(sk);
+        refused == 0
+    }
+}
+
+/// What arrives, and its family; `None` if it is not TCP.
+#[inline(always)]
+fn arrival(ctx: *mut bpf_sk_lookup) -> Option<(Arrival, u32)> {
+    // All of them before the choice: the compiler would choose between addresses in the context, which
+    // the verifier refuses.
+    // SAFETY: reads of context fields of their own width; volatile, so that the compiler does not
+    // merge them. The cookie is a static that the loader changes after compilation.
+    let (family, protocol, local_v4, remote_v4, local_v6, remote_v6, port, ifindex, netns_cookie) = unsafe {
+        (
+            read_volatile(addr_of!((*ctx).family)),
+            read_volatile(addr_of!((*ctx).protocol)),
+            read_volatile(addr_of!((*ctx).local_ip4)),
+            read_volatile(addr_of!((*ctx).remote_ip4)),
+            [
+                read_volatile(addr_of!((*ctx).local_ip6[0])),
+                read_volatile(addr_of!((*ctx).local_ip6[1])),
+                read_volatile(addr_of!((*ctx).local_ip6[2])),
+                read_volatile(addr_of!((*ctx).local_ip6[3])),
+            ],
+            [
+                read_volatile(addr_of!((*ctx).remote_ip6[0])),
+                read_volatile(addr_of!((*ctx).remote_ip6[1])),
+                read_volatile(addr_of!((*ctx).remote_ip6[2])),
+                read_volatile(addr_of!((*ctx).remote_ip6[3])),
+            ],
+            read_volatile(addr_of!((*ctx).local_port)),
+            read_volatile(addr_of!((*ctx).ingress_ifindex)),
+            read_volatile(addr_of!(NETNS_COOKIE)),
+        )
+    };
+    if protocol != IPPROTO_TCP {
+        return None;
+    }
+    let (local, remote) = match family {
+        AF_INET => (
+            [0, 0, MAPPED_WORD, local_v4],
+            [0, 0, MAPPED_WORD, remote_v4],
+        ),
+        AF_INET6 => (local_v6, remote_v6),
+        _ => return None,
+    };
+    let mut arrival = Arrival {
+        netns_cookie,
+        local: [0; 16],
+        remote: [0; 16],
+        port: (port as u16).to_be_bytes(),
+        ingress_ifindex: ifindex,
+    };
+    // By words: byte arrays become one stack slot a byte.
+    // SAFETY: both addresses are 16 bytes; unaligned writes need nothing else.
+    unsafe {
+        arrival
+            .local
+            .as_mut_ptr()
+            .cast::<[u32; 4]>()
+            .write_unaligned(local);
+        arrival
+            .remote
+            .as_mut_ptr()
+            .cast::<[u32; 4]>()
+            .write_unaligned(remote);
+    }
+    Some((arrival, family))
+}
+
+impl InboundRules for Loaded {
+    #[inline(always)]
+    fn has_interface(&self, key: &InterfaceKey) -> bool {
+        EXCLUDED_INTERFACES.has(key)
+    }
+}
