@@ -30,6 +30,8 @@ mod full_maps;
 mod inbound;
 #[path = "kernel_datapath/lifecycle.rs"]
 mod lifecycle;
+#[path = "kernel_datapath/listeners.rs"]
+mod listeners;
 #[path = "kernel_datapath/nameserver.rs"]
 mod nameserver;
 #[path = "kernel_datapath/order.rs"]
