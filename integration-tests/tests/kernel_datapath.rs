@@ -48,3 +48,5 @@ mod share;
 mod socket_lb;
 #[path = "kernel_datapath/succession.rs"]
 mod succession;
+#[path = "kernel_datapath/versions.rs"]
+mod versions;

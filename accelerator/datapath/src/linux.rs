@@ -38,7 +38,7 @@ pub use self::{
     kernel_version::KernelVersion,
     load::{LoadOptions, try_programs},
     mounts::{BpfFs, DEFAULT_BPFFS, DEFAULT_PIN_DIR, cgroup_root, ensure_bpffs, is_bpffs},
-    succession::{pin_dirs, pin_root},
+    succession::{pin_dirs, pin_root, retire_others},
     version::Version,
 };
 use self::{
@@ -359,7 +359,7 @@ impl Datapath for LinuxDatapath {
     }
 
     fn retire_others(&mut self) -> Result<Vec<RetiredRow>, DatapathError> {
-        succession::retire_others(self.pins.dir())
+        retire_others(self.pins.dir())
     }
 
     fn sweep(&mut self, older_than: Duration) -> Result<usize, DatapathError> {

@@ -2,7 +2,6 @@
 //! have, down to the last unread byte, and go.
 
 use std::{
-    borrow::Cow,
     fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
@@ -10,58 +9,21 @@ use std::{
     process::Command,
 };
 
-use isthmus_accel_abi::{ABI_VERSION, PodConfig, PodFlags, SettingsMode, map, v4_mapped};
+use isthmus_accel_abi::{ABI_VERSION, PodConfig, PodFlags, map, v4_mapped};
 use isthmus_accel_core::MapOp;
 use isthmus_accel_datapath::{
     Datapath as _, RetiredRow,
-    linux::{DEFAULT_BPFFS, LinuxDatapath, LoadOptions, Patience, Version, cgroup_root},
+    linux::{DEFAULT_BPFFS, LinuxDatapath, Patience, Version, cgroup_root},
 };
 
 use crate::{
     fixture::{APP, Fixture, PREFIX, PROXY, Pod, VIP, original_dst, take_out, wait_until},
     lifecycle::Objects,
+    versions::{install, options, other_versions},
 };
 
 const OUTBOUND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15_001);
 const UNREAD: usize = 10_000;
-
-/// The objects that the releases of other versions were built with.
-fn other_versions() -> [Version; 2] {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/accelerator");
-    let object = fs::read(dir.join("isthmus-v1.bpf.o")).expect("it is in the repository");
-    let older = Version {
-        abi_version: 1,
-        maps: vec![
-            "PODS",
-            "POD_ADDRS",
-            "PORT_RULES",
-            "CIDR_RULES",
-            "HANDSHAKES",
-            "ORIG_DST_BY_TUPLE",
-            "SOCKET_STATE",
-            "ENDS",
-            "SOCKETS",
-            "HOP_STATS",
-            "COUNTERS",
-            "SETTINGS",
-        ],
-        object: Cow::Owned(object),
-        programs: vec![
-            "isthmus_parked",
-            "isthmus_skmsg",
-            "isthmus_sockops",
-            "isthmus_getsockopt",
-            "isthmus_getpeername4",
-            "isthmus_connect4",
-        ],
-    };
-    // Nobody has written it yet: what is known of it is what all versions have in common.
-    let newer = Version {
-        abi_version: ABI_VERSION + 1,
-        ..Version::built_in()
-    };
-    [older, newer]
-}
 
 /// Directories of versions side by side, taken out again when it is dropped.
 struct Versions {
@@ -84,22 +46,10 @@ impl Versions {
         self.root.join(format!("v{abi_version}"))
     }
 
-    /// Does what an agent of that version does, up to its pods.
     fn install(&self, version: &Version, pod: &Pod) {
-        let dir = self.dir(version.abi_version);
-        let cgroup = cgroup_root().expect("cgroup v2 is mounted");
-        LinuxDatapath::load_version(&dir, &cgroup, &options(), version).expect("it can be loaded");
-        let config = if version.abi_version == 1 {
-            // User, group, everything captured both ways, and the ports of the listeners.
-            let words = [1337_u32, 1337, 3].map(u32::to_ne_bytes).concat();
-            let ports = [15_001_u16, 15_006].map(u16::to_be_bytes).concat();
-            [words, ports].concat()
-        } else {
-            bytemuck::bytes_of(&self.config).to_vec()
-        };
-        put(&dir, map::PODS, &pod.cookie.to_ne_bytes(), &config);
         let addr = v4_mapped(pod.addr.octets());
-        put(&dir, map::POD_ADDRS, &addr, &pod.cookie.to_ne_bytes());
+        let dir = self.dir(version.abi_version);
+        install(&dir, version, self.config, &[(pod.cookie, addr)]);
     }
 
     /// Starts the agent's datapath beside whatever is there.
@@ -128,34 +78,6 @@ impl Drop for Versions {
             let _ = take_out(&dir.path(), &Patience::NONE);
         }
     }
-}
-
-fn options() -> LoadOptions {
-    LoadOptions {
-        mode: SettingsMode::SOCKMAP,
-        ..LoadOptions::default()
-    }
-}
-
-/// Writes into a map whose layout only another version knows.
-fn put(dir: &Path, map: &str, key: &[u8], value: &[u8]) {
-    let hex = |bytes: &[u8]| {
-        let words = bytes.iter().map(|byte| format!("{byte:02x}"));
-        words.collect::<Vec<_>>()
-    };
-    let status = Command::new("bpftool")
-        .args(["map", "update", "pinned"])
-        .arg(dir.join("maps").join(map))
-        .args(["key", "hex"])
-        .args(hex(key))
-        .args(["value", "hex"])
-        .args(hex(value))
-        .status();
-    assert!(
-        status.expect("bpftool is installed").success(),
-        "{map} of {}",
-        dir.display()
-    );
 }
 
 /// A connection of the application with unread bytes at its proxy.

@@ -14,7 +14,7 @@ pub(crate) use debian::{DebianPackage, ensure_debian, is_root};
 pub(crate) use scratch::Scratch;
 
 /// What the lab and the demo run, and which Debian package has it.
-const PACKAGES: [DebianPackage; 6] = [
+const PACKAGES: [DebianPackage; 7] = [
     DebianPackage {
         program: "ip",
         package: "iproute2",
@@ -44,6 +44,11 @@ const PACKAGES: [DebianPackage; 6] = [
         program: "setpriv",
         package: "util-linux",
         why: "starts a sidecar as user 1337",
+    },
+    DebianPackage {
+        program: "strace",
+        package: "strace",
+        why: "kills the agent at each of its steps",
     },
 ];
 

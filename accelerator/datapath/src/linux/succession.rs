@@ -84,7 +84,11 @@ pub(crate) fn rows(pin_dir: &Path) -> Result<Vec<RetiredRow>, DatapathError> {
 
 /// Takes new traffic away from every other version, removes those that serve nobody any more, and
 /// returns the rest. Doing it again goes on from where an agent was killed.
-pub(crate) fn retire_others(pin_dir: &Path) -> Result<Vec<RetiredRow>, DatapathError> {
+///
+/// # Errors
+///
+/// As [`crate::Datapath::retire_others`].
+pub fn retire_others(pin_dir: &Path) -> Result<Vec<RetiredRow>, DatapathError> {
     let others = others(pin_dir);
     if others.is_empty() {
         return Ok(Vec::new());
