@@ -132,10 +132,7 @@ fn a_pod_that_leaves_is_left_alone() {
     assert_eq!(taken_by(&cable, &listeners), SIDECAR);
     let netns_cookie = cable.server.cookie;
     fixture.apply(MapOp::DetachNetns { netns_cookie });
-    // The kernel lets go of a link a moment after its pin.
-    wait_until("it is left alone", || {
-        taken_by(&cable, &listeners) == APPLICATION
-    });
+    assert_eq!(taken_by(&cable, &listeners), APPLICATION, "at once");
     let usage = fixture.datapath.map_usage().expect("it can be read");
     let known = usage.iter().find(|usage| usage.name == map::LISTENERS);
     assert_eq!(known.map(|usage| usage.entries), Some(0), "all forgotten");
@@ -183,6 +180,7 @@ fn after_a_detach_connections_go_where_they_are_for_and_established_ones_go_on()
     let (by, mut accepted) = accept_any(&listeners);
     assert_eq!(by, SIDECAR);
     drop(fixture);
+    // The kernel lets go of a link a moment after its pin.
     wait_until("it is left alone", || {
         let _client = cable.client.connect(APP, to).expect("somebody listens");
         accept_any(&listeners).0 == APPLICATION

@@ -64,7 +64,12 @@ pub(crate) fn detach(
     cookie: u64,
     listeners: &TypedMap<ListenerKey, u64>,
 ) -> Result<(), DatapathError> {
-    Pins::unpin(&pins.netns_link(cookie))?;
+    let pin = pins.netns_link(cookie);
+    // Before the listeners go, without which the program refuses what it captures.
+    if let Ok(link) = sys::open_pinned(&pin) {
+        sys::detach_link(link.as_fd()).map_err(failed("detaching", &pin))?;
+    }
+    Pins::unpin(&pin)?;
     for key in ListenerKey::all_of(cookie) {
         listeners.remove(&key)?;
     }

@@ -27,6 +27,7 @@ const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 const ITER_CREATE: libc::c_int = 33;
+const LINK_DETACH: libc::c_int = 34;
 
 /// `enum bpf_attach_type` of Linux, `include/uapi/linux/bpf.h`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -354,6 +355,21 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         words: [raw(link), raw(program), 0, 0],
     };
     bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Ends what a link does. Unlike the end of the link itself, which comes some time after its last
+/// reference went, this has happened on return: no run of the program is under way any more.
+/// Linux 5.9.
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    // Waits for a grace period of RCU, in which programs run (Linux, `kernel/sched/membarrier.c`).
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    let mut attr = FourWords {
+        words: [raw(link), 0, 0, 0],
+    };
+    bpf(LINK_DETACH, &mut attr)?;
+    // SAFETY: plain numbers. Kernels with `nohz_full` refuse, where a run may last a moment longer.
+    let _is_refused = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    Ok(())
 }
 
 /// Runs an iterator program over the elements of a map; returns what it has written.
