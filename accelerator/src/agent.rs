@@ -277,6 +277,7 @@ impl<D: Datapath> Agent<D> {
                 addrs: namespace.addrs.clone(),
                 interfaces: namespace.interfaces.clone(),
                 netns_cookie: namespace.cookie,
+                sources: namespace.sources,
                 policy: policy.clone(),
                 proxy_gid: pod.proxy_gid,
                 proxy_uid: pod.proxy_uid,

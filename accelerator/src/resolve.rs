@@ -4,13 +4,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
     io,
-    net::{IpAddr, Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
 };
 
 use isthmus_accel_abi::ENVOY_INBOUND_SOURCE_V6;
+use isthmus_accel_core::Sources;
 use isthmus_accel_datapath::netns_cookie;
 use nix::{fcntl::OFlag, ifaddrs::getifaddrs, sched::CloneFlags};
 
@@ -23,6 +24,8 @@ pub struct Namespace {
     pub cookie: u64,
     /// Numbers of its interfaces, by name.
     pub interfaces: BTreeMap<String, u32>,
+    /// Where what leaves by the default routes comes from.
+    pub sources: Sources,
 }
 
 /// Why there is no [`Namespace`] behind a path.
@@ -139,6 +142,7 @@ fn look_behind(path: &Path, own_cookie: u64) -> Result<Namespace, LookupError> {
         addrs,
         cookie,
         interfaces,
+        sources: sources_here(),
     })
 }
 
@@ -193,6 +197,38 @@ fn addrs_here() -> io::Result<BTreeSet<IpAddr>> {
         v4.or_else(v6).filter(is_of_pod)
     };
     Ok(getifaddrs()?.filter_map(as_pod_addr).collect())
+}
+
+// To connect a datagram socket sends nothing, but has the kernel choose a route and a source.
+fn sources_here() -> Sources {
+    // Addresses for documentation (RFC 5737, RFC 3849), so that no route but the default one leads there.
+    let source_to = |any: SocketAddr, far: SocketAddr| {
+        let socket = UdpSocket::bind(any).ok()?;
+        socket.connect(far).ok()?;
+        socket
+            .local_addr()
+            .ok()
+            .map(|addr| addr.ip())
+            .filter(is_of_pod)
+    };
+    let v4 = source_to(
+        (Ipv4Addr::UNSPECIFIED, 0).into(),
+        (Ipv4Addr::new(203, 0, 113, 1), 9).into(),
+    );
+    let v6 = source_to(
+        (Ipv6Addr::UNSPECIFIED, 0).into(),
+        (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9).into(),
+    );
+    Sources {
+        v4: v4.and_then(|addr| match addr {
+            IpAddr::V4(addr) => Some(addr),
+            IpAddr::V6(_) => None,
+        }),
+        v6: v6.and_then(|addr| match addr {
+            IpAddr::V6(addr) => Some(addr),
+            IpAddr::V4(_) => None,
+        }),
+    }
 }
 
 fn is_of_pod(addr: &IpAddr) -> bool {

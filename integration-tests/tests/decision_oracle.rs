@@ -17,7 +17,7 @@ use generate::{Attempt, CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6, attempt, is_
 use isthmus_accel_abi::{
     Dial, DnsVerdict, LOOPBACK, LOOPBACK_V6, Verdict, decide, decide_datagram, v4_mapped,
 };
-use isthmus_accel_core::{ResolvedPod, State, plan};
+use isthmus_accel_core::{ResolvedPod, Sources, State, plan};
 use isthmus_api::node_config::{Capture as PodCapture, NodeConfig, PodName};
 use isthmus_integration_tests::istio::{IstioIptables, PodSettings};
 use proptest::prelude::*;
@@ -68,6 +68,7 @@ fn load(client: &PodSettings, server: &PodSettings) -> State {
             addrs: [IpAddr::V4(v4), IpAddr::V6(v6)].into(),
             interfaces: [].into(),
             netns_cookie,
+            sources: Sources::default(),
             policy: policy.clone(),
             proxy_gid: pod.proxy_gid,
             proxy_uid: pod.proxy_uid,

@@ -3,6 +3,10 @@
 //! The same code runs in `cgroup/connect4`, in `cgroup/connect6` and in the tests below. The ids (I3, O1 …)
 //! are the rows of what `istio-iptables` installs (istio/istio,
 //! `tools/istio-iptables/pkg/capture/run.go`).
+#![allow(
+    clippy::inline_always,
+    reason = "in the kernel a function returns a number, and a verdict is more than that"
+)]
 
 use crate::{
     CidrKey, DNS_AGENT_PORT, DNS_PORT, ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, GroupKey,
@@ -40,6 +44,14 @@ impl Dial {
     #[must_use]
     #[inline]
     pub fn routed(self) -> Self {
+        // IPv6 prefers the destination itself as the source (RFC 6724, section 5, rule 1), which for this
+        // one is a source that rules ask for.
+        if self.destination == ENVOY_INBOUND_SOURCE_V6 && is_unspecified(&self.source) {
+            return Self {
+                source: ENVOY_INBOUND_SOURCE_V6,
+                ..self
+            };
+        }
         if !is_unspecified(&self.destination) {
             return self;
         }
@@ -83,10 +95,30 @@ pub struct Redirect {
     pub addr: [u8; 16],
     /// New destination port, network order.
     pub port: [u8; 2],
+    /// Where the connection shall come from.
+    pub source: Source,
     /// Namespace that will accept the connection.
     pub peer_netns: u64,
     /// Hop of what the caller sends.
     pub hop: Hop,
+}
+
+/// The source of a redirected connection. NAT rewrites destinations after the source is chosen; what is
+/// redirected at connect is routed to loopback, and would begin there.
+///
+/// A number, since an enum in [`Verdict`] would lend it its unused values: the kernel refuses type information
+/// with a discriminant that is not in front.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(transparent)]
+pub struct Source(u32);
+
+impl Source {
+    /// Whatever the kernel chooses, or the socket is bound to.
+    pub const KEPT: Self = Self(0);
+    /// The destination, which is the pod's own.
+    pub const DESTINATION: Self = Self(1);
+    /// [`PodConfig::source_v4`] or [`PodConfig::source_v6`], if the pod has one.
+    pub const DEFAULT: Self = Self(2);
 }
 
 /// What to do with a connection attempt.
@@ -186,7 +218,7 @@ impl PassCause {
 
 /// Decides where a connection attempt goes, in the order of Istio's chain. Costs at most nine lookups.
 #[must_use]
-#[inline]
+#[inline(always)]
 pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
     let netns = dial.netns_cookie;
     let Some(pod) = rules.pod(netns) else {
@@ -221,7 +253,7 @@ pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
             return Verdict::Pass(PassCause::CallerIsProxy);
         }
         if is_user {
-            return proxy_dial_on_lo(dial, &pod);
+            return proxy_dial_on_lo(dial, &pod, owner);
         }
         // … then O4, which is not for DNS either, for everybody else, the group included …
         if !pod.flags.has(PodFlags::LOOPBACK_IN_RANGES) && !is_captured_dns {
@@ -229,12 +261,12 @@ pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
         }
         // … so that O6 and O8 are met where O4 is not.
         if is_group {
-            return proxy_dial_on_lo(dial, &pod);
+            return proxy_dial_on_lo(dial, &pod, owner);
         }
     } else if is_user || is_group {
         return proxy_dial_elsewhere(dial, owner, rules);
     }
-    application_dial(dial, &pod, rules)
+    application_dial(dial, &pod, owner, rules)
 }
 
 #[inline]
@@ -248,15 +280,16 @@ fn unruled(pod: &PodConfig, destination: &[u8; 16]) -> Option<PassCause> {
     is_v6_link_local(destination).then_some(PassCause::LinkLocal)
 }
 
-#[inline]
-fn application_dial<R: Rules>(dial: &Dial, pod: &PodConfig, rules: &R) -> Verdict {
+#[inline(always)]
+fn application_dial<R: Rules>(dial: &Dial, pod: &PodConfig, owner: u64, rules: &R) -> Verdict {
     let netns = dial.netns_cookie;
     if !captures_group(dial, pod, rules) {
         return Verdict::Pass(PassCause::GroupExcluded);
     }
     // D1. The agent reads with plain reads, as a proxy does.
     if takes_dns(dial, pod, rules) {
-        return to_own_proxy(dial, DNS_AGENT_PORT, Hop::APP_TO_PROXY);
+        let source = source_behind_nat(dial, owner);
+        return to_own_proxy(dial, source, DNS_AGENT_PORT, Hop::APP_TO_PROXY);
     }
     // O10
     if pod.is_direct_loopback(&dial.destination) {
@@ -276,7 +309,8 @@ fn application_dial<R: Rules>(dial: &Dial, pod: &PodConfig, rules: &R) -> Verdic
     if !is_captured {
         return Verdict::Pass(PassCause::NotIncluded);
     }
-    to_own_proxy(dial, pod.outbound_port, Hop::APP_TO_PROXY)
+    let source = source_behind_nat(dial, owner);
+    to_own_proxy(dial, source, pod.outbound_port, Hop::APP_TO_PROXY)
 }
 
 /// O9, by the one group that counts: netfilter does not look at supplementary ones.
@@ -297,18 +331,19 @@ pub(crate) fn captures_group<R: Rules>(dial: &Dial, pod: &PodConfig, rules: &R) 
 
 /// O3 and O6: a proxy that dials its own pod (an application called its own service) comes in again by
 /// the inbound listener. O5 and O8: what is left is its dial to the application on loopback.
-#[inline]
-fn proxy_dial_on_lo(dial: &Dial, pod: &PodConfig) -> Verdict {
+#[inline(always)]
+fn proxy_dial_on_lo(dial: &Dial, pod: &PodConfig, owner: u64) -> Verdict {
     if pod.is_direct_loopback(&dial.destination) {
         return Verdict::Follow;
     }
     if dial.port == TUNNEL_PORT {
         return Verdict::Pass(PassCause::CallerIsProxy);
     }
-    to_own_proxy(dial, pod.inbound_port, Hop::PROXY_TO_PROXY_REQUEST)
+    let source = source_behind_nat(dial, owner);
+    to_own_proxy(dial, source, pod.inbound_port, Hop::PROXY_TO_PROXY_REQUEST)
 }
 
-#[inline]
+#[inline(always)]
 fn proxy_dial_elsewhere<R: Rules>(dial: &Dial, owner: u64, rules: &R) -> Verdict {
     if owner == NOBODY {
         return Verdict::Pass(PassCause::CallerIsProxy);
@@ -326,13 +361,25 @@ fn proxy_dial_elsewhere<R: Rules>(dial: &Dial, owner: u64, rules: &R) -> Verdict
     Verdict::Redirect(Redirect {
         addr: dial.destination,
         port: target.inbound_port,
+        source: Source::KEPT,
         peer_netns: owner,
         hop: Hop::PROXY_TO_PROXY_REQUEST,
     })
 }
 
 #[inline]
-fn to_own_proxy(dial: &Dial, port: [u8; 2], hop: Hop) -> Verdict {
+fn source_behind_nat(dial: &Dial, owner: u64) -> Source {
+    if !is_unspecified(&dial.source) || is_loopback(&dial.destination) {
+        Source::KEPT
+    } else if owner == dial.netns_cookie {
+        Source::DESTINATION
+    } else {
+        Source::DEFAULT
+    }
+}
+
+#[inline(always)]
+fn to_own_proxy(dial: &Dial, source: Source, port: [u8; 2], hop: Hop) -> Verdict {
     let addr = if is_v4(&dial.destination) {
         LOOPBACK
     } else {
@@ -341,6 +388,7 @@ fn to_own_proxy(dial: &Dial, port: [u8; 2], hop: Hop) -> Verdict {
     Verdict::Redirect(Redirect {
         addr,
         port,
+        source,
         peer_netns: dial.netns_cookie,
         hop,
     })

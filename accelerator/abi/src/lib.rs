@@ -38,7 +38,7 @@ pub use addr::{
     ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, LOOPBACK, LOOPBACK_V6, is_loopback,
     is_unspecified, is_v4, is_v6_link_local, v4_mapped, v4_of,
 };
-pub use decision::{Dial, PassCause, Redirect, Rules, Verdict, decide};
+pub use decision::{Dial, PassCause, Redirect, Rules, Source, Verdict, decide};
 pub use dns::{
     DNS_AGENT_PORT, DNS_PORT, DnsPass, DnsSocket, DnsVerdict, decide_datagram, dns_agent_addr,
 };

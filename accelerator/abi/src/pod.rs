@@ -70,6 +70,10 @@ pub struct PodConfig {
     pub direct_loopback: [u8; 4],
     /// Netmask of `direct_loopback`.
     pub direct_loopback_mask: [u8; 4],
+    /// IPv4 address that what leaves the pod comes from, network order; zero if it has none.
+    pub source_v4: [u8; 4],
+    /// The same for IPv6.
+    pub source_v6: [u8; 16],
 }
 
 impl PodConfig {
@@ -92,6 +96,8 @@ impl PodConfig {
             inbound_port: Self::ISTIO_INBOUND_PORT.to_be_bytes(),
             direct_loopback: [127, 0, 0, 1],
             direct_loopback_mask: [0xff; 4],
+            source_v4: [0; 4],
+            source_v6: [0; 16],
         }
     }
 
@@ -109,4 +115,4 @@ impl PodConfig {
     }
 }
 
-const _: () = assert!(size_of::<PodConfig>() == 24);
+const _: () = assert!(size_of::<PodConfig>() == 44);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use isthmus_accel_abi::{
@@ -37,12 +37,23 @@ pub struct ResolvedPod {
     pub interfaces: BTreeMap<String, u32>,
     /// The kernel's cookie of its network namespace: unique until reboot.
     pub netns_cookie: u64,
+    /// Where what leaves it comes from.
+    pub sources: Sources,
     /// Which connections are captured.
     pub policy: TrafficPolicy,
     /// Group of the sidecar.
     pub proxy_gid: u32,
     /// User of the sidecar.
     pub proxy_uid: u32,
+}
+
+/// The addresses that a pod's kernel chooses for what leaves by the default routes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Sources {
+    /// `None` if there is no default route.
+    pub v4: Option<Ipv4Addr>,
+    /// `None` if there is no default route.
+    pub v6: Option<Ipv6Addr>,
 }
 
 /// What the maps should hold, and which pods found no place in them.
@@ -137,6 +148,8 @@ impl Entries {
                 flags: flags(pod),
                 direct_loopback: pod.policy.direct_loopback.base(),
                 direct_loopback_mask: pod.policy.direct_loopback.netmask(),
+                source_v4: pod.sources.v4.map(|addr| addr.octets()).unwrap_or_default(),
+                source_v6: pod.sources.v6.map(|addr| addr.octets()).unwrap_or_default(),
                 ..PodConfig::istio_default()
             },
             groups: BTreeSet::new(),

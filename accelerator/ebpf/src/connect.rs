@@ -6,13 +6,14 @@ use core::ptr::{addr_of, read_volatile};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_EXIST, BPF_NOEXIST, bpf_sock},
-    helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns},
+    helpers::generated::{bpf_bind, bpf_get_socket_cookie, bpf_ktime_get_ns},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use isthmus_accel_abi::{
     CidrKey, Counter, DNS_AGENT_PORT, Dial, GroupKey, Handshake, Hop, OriginalDst, PodConfig,
-    PortKey, Rules, SockKey, SocketFlags, SocketState, Verdict, VerdictCode, decide,
+    PortKey, Rules, SockKey, SocketFlags, SocketState, Source, Verdict, VerdictCode, decide,
+    is_unspecified, is_v4, v4_mapped,
 };
 
 use crate::{
@@ -29,6 +30,10 @@ const ALLOW: i32 = 1;
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
 const EEXIST: i64 = 17;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const SOCKADDR_IN_BYTES: usize = 16;
+const SOCKADDR_IN6_BYTES: usize = 28;
 
 /// Rewrites the destination of connections that a proxy should get. Linux 5.10 (socket storage).
 #[cgroup_sock_addr(connect4)]
@@ -101,6 +106,11 @@ fn carry_out(
         Verdict::Redirect(redirect) => {
             let is_followed = follow(ctx, sk, dial, redirect.peer_netns, redirect.hop);
             if is_followed {
+                match redirect.source {
+                    Source::DESTINATION => bind(ctx, family, &dial.destination),
+                    Source::DEFAULT => bind_to_default(ctx, family, dial),
+                    _ => {}
+                }
                 sock_addr::write(ctx.sock_addr, family, redirect.addr, redirect.port);
                 count(Counter::Redirects);
             }
@@ -112,6 +122,45 @@ fn carry_out(
     } else {
         VerdictCode::NO_ROOM
     }
+}
+
+#[inline(never)]
+fn bind_to_default(ctx: &SockAddrContext, family: Family, dial: &Dial) {
+    let pod = PODS.lookup(&dial.netns_cookie);
+    if pod.is_null() {
+        return;
+    }
+    // SAFETY: not null, so it is a value of this map, which lives until the program ends.
+    let pod = unsafe { &*pod };
+    let source = if is_v4(&dial.destination) {
+        v4_mapped(pod.source_v4)
+    } else {
+        pod.source_v6
+    };
+    if !is_unspecified(&source) {
+        bind(ctx, family, &source);
+    }
+}
+
+/// Gives a socket that is bound to no address one, and leaves the choice of its port to the kernel. What
+/// fails stays as it is: the connection then comes from loopback.
+#[inline(never)]
+fn bind(ctx: &SockAddrContext, family: Family, source: &[u8; 16]) {
+    let mut addr = [0_u8; SOCKADDR_IN6_BYTES];
+    let len = match family {
+        Family::V4 => {
+            addr[..2].copy_from_slice(&AF_INET.to_ne_bytes());
+            addr[4..8].copy_from_slice(&source[12..]);
+            SOCKADDR_IN_BYTES
+        }
+        Family::V6 => {
+            addr[..2].copy_from_slice(&AF_INET6.to_ne_bytes());
+            addr[8..24].copy_from_slice(source);
+            SOCKADDR_IN6_BYTES
+        }
+    };
+    // SAFETY: an address of this length.
+    unsafe { bpf_bind(ctx.as_ptr().cast(), addr.as_mut_ptr().cast(), len as i32) };
 }
 
 /// Reserves room for what the accepting end will ask, and marks the socket. Tells whether both worked:

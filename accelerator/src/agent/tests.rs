@@ -314,6 +314,7 @@ fn found(cookie: u8) -> Result<Namespace, LookupError> {
         addrs,
         cookie: u64::from(cookie),
         interfaces: [("eth0".to_owned(), 2)].into(),
+        sources: isthmus_accel_core::Sources::default(),
     })
 }
 

@@ -46,14 +46,13 @@ impl ProxyConfig {
         })
     }
 
-    // An empty variable is an unset one to Istio's reader.
     fn variable(&self, name: &str) -> Option<&str> {
-        let value = self.proxy_metadata.get(name).map(|value| value.trim());
-        value.filter(|value| !value.is_empty())
+        self.proxy_metadata.get(name).map(|value| value.trim())
     }
 
     fn boolean(&self, name: &'static str) -> Result<Option<bool>, AnnotationError> {
-        let Some(value) = self.variable(name) else {
+        // Nothing at all is no mistake to Istio either.
+        let Some(value) = self.variable(name).filter(|value| !value.is_empty()) else {
             return Ok(None);
         };
         let bad = || AnnotationError::BadBool {

@@ -311,6 +311,11 @@ fn reads_port_and_range_annotations_as_istio_does() {
             |policy| policy.owner_groups = GroupCapture::Only([0].into()),
         ),
         case(
+            "an empty list of groups",
+            &[(CONFIG, "proxyMetadata: {ISTIO_OUTBOUND_OWNER_GROUPS: \"\"}")],
+            |policy| policy.owner_groups = GroupCapture::Only(BTreeSet::new()),
+        ),
+        case(
             "all groups, said in so many words",
             &[(
                 CONFIG,

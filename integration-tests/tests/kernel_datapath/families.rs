@@ -1,11 +1,15 @@
 //! IPv4, IPv6, IPv4 by an IPv6 socket: where connections land, and what their sockets say.
 
 use std::net::{
-    Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream,
+    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream,
 };
 
+use isthmus_accel_abi::{PodConfig, PodFlags};
+use isthmus_accel_core::MapOp;
+
 use crate::fixture::{
-    APP, Fixture, PROXY, Pod, SO_ORIGINAL_DST, VIP, original_dst, original_dst_v6, sockopt,
+    APP, Fixture, PROXY, Pod, SO_ORIGINAL_DST, VIP, connect_from, original_dst, original_dst_v6,
+    sockopt,
 };
 
 const OWN: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
@@ -81,7 +85,7 @@ fn connections_land_at_the_listener_of_their_destinations_family() {
 
     let own_service = SocketAddrV4::new(pod.addr, 8080);
     let validator = SocketAddrV4::new(ENVOY_SOURCE, 15_002);
-    let rows: [Row<'_>; 8] = [
+    let rows: [Row<'_>; 7] = [
         ("IPv6", APP, VIP_V6.into(), &outbound[1], VIP_V6.into()),
         ("IPv4", APP, VIP.into(), &outbound[0], VIP.into()),
         ("v4-mapped", APP, mapped(VIP), &outbound[0], VIP.into()),
@@ -113,13 +117,6 @@ fn connections_land_at_the_listener_of_their_destinations_family() {
             &inbound[0],
             validator.into(),
         ),
-        (
-            "X6, IPv6",
-            PROXY,
-            (ENVOY_SOURCE_V6, 15_002).into(),
-            &inbound[1],
-            (ENVOY_SOURCE_V6, 15_002).into(),
-        ),
     ];
     for (name, id, to, listener, expected) in rows {
         let client = pod.connect(id, to).expect(name);
@@ -141,4 +138,55 @@ fn connections_land_at_the_listener_of_their_destinations_family() {
         };
         assert_eq!(original(&accepted, other), expected, "{name}");
     }
+}
+
+#[test]
+fn redirected_connections_come_from_where_they_would() {
+    let pod = Pod::alone([198, 18, 0, 1]);
+    pod.add_ipv6(OWN);
+    let mut fixture = Fixture::load();
+    let other = Ipv4Addr::new(198, 18, 0, 9);
+    pod.ip(&["addr", "add", "198.18.0.9/32", "dev", "lo"]);
+    fixture.apply(MapOp::PutAddr {
+        addr: OWN.octets(),
+        netns_cookie: pod.cookie,
+    });
+    let config = PodConfig::istio_default();
+    fixture.add_pod_as(
+        &pod,
+        PodConfig {
+            flags: config.flags.with(PodFlags::IPV6),
+            source_v4: pod.addr.octets(),
+            source_v6: OWN.octets(),
+            ..config
+        },
+    );
+    let Proxy { outbound, inbound } = Proxy::listen(&pod);
+    let own_service = SocketAddr::from((pod.addr, 8080));
+
+    let rows: [(&str, u32, SocketAddr, &TcpListener, IpAddr); 5] = [
+        ("IPv4", APP, VIP.into(), &outbound[0], pod.addr.into()),
+        ("v4-mapped", APP, mapped(VIP), &outbound[0], pod.addr.into()),
+        ("IPv6", APP, VIP_V6.into(), &outbound[1], OWN.into()),
+        ("O3, IPv4", PROXY, own_service, &inbound[0], pod.addr.into()),
+        (
+            "O3, IPv6",
+            PROXY,
+            (OWN, 8080).into(),
+            &inbound[1],
+            OWN.into(),
+        ),
+    ];
+    for (name, id, to, listener, source) in rows {
+        let client = pod.connect(id, to).expect(name);
+        let (_, from) = listener.accept().expect(name);
+        assert_eq!(from.ip(), source, "{name}");
+        let own = client.local_addr().expect(name);
+        assert_eq!(own.ip().to_canonical(), source, "{name}");
+        assert_eq!(own.port(), from.port(), "{name}");
+    }
+    let bound = SocketAddrV4::new(other, 0);
+    let _client = pod.run_as(APP, move || connect_from(bound, VIP));
+    let (_, from) = outbound[0].accept().expect("a connection");
+    assert_eq!(from.ip(), other, "a socket that is bound stays where it is");
 }

@@ -77,18 +77,6 @@ pub(crate) enum Seen {
     },
 }
 
-impl Seen {
-    // Pending: a captured connection of the accelerator begins on loopback.
-    pub(crate) fn without_source(&self) -> Self {
-        let mut seen = self.clone();
-        if let Self::Answered { own, from, .. } = &mut seen {
-            *own = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-            *from = *own;
-        }
-        seen
-    }
-}
-
 const GREETING: &str = "hello";
 
 /// Dials as the row says.

@@ -84,7 +84,8 @@ impl Agent {
         // killed test leaves of them.
         let fixture = Fixture::load();
         let config = write_config(&dir, &[])?;
-        let mut args = vec!["run".into(), "--config".into(), config.into()];
+        let mut args = vec!["run".into(), "--share-hooks".into()];
+        args.extend(["--config".into(), config.into()]);
         args.extend(["--pin-dir".into(), fixture.pin_dir.clone().into()]);
         args.extend(["--runtime-dir".into(), dir.path().join("run").into()]);
         let process = Process::start(&Program {

@@ -94,10 +94,22 @@ fn dial(uid: u32, gid: u32, destination: [u8; 4], port: u16) -> Dial {
     }
 }
 
+/// The decision without the source, of which `sources_are_those_of_nat` tells.
+pub(crate) fn decided(dial: &Dial, rules: &Table) -> Verdict {
+    match decide(dial, rules) {
+        Verdict::Redirect(redirect) => Verdict::Redirect(Redirect {
+            source: Source::KEPT,
+            ..redirect
+        }),
+        other @ (Verdict::Pass(_) | Verdict::Follow) => other,
+    }
+}
+
 const fn to_outbound() -> Verdict {
     Verdict::Redirect(Redirect {
         addr: LOOPBACK,
         port: 15_001_u16.to_be_bytes(),
+        source: Source::KEPT,
         peer_netns: CLIENT,
         hop: Hop::APP_TO_PROXY,
     })
@@ -107,6 +119,7 @@ const fn to_inbound() -> Verdict {
     Verdict::Redirect(Redirect {
         addr: v4_mapped(SERVER_IP),
         port: 15_006_u16.to_be_bytes(),
+        source: Source::KEPT,
         peer_netns: SERVER,
         hop: Hop::PROXY_TO_PROXY_REQUEST,
     })
@@ -127,7 +140,7 @@ fn check(cases: Vec<Case>) {
         verdict,
     } in cases
     {
-        assert_eq!(decide(&dial, &rules), verdict, "{name}");
+        assert_eq!(decided(&dial, &rules), verdict, "{name}");
     }
 }
 
@@ -372,7 +385,7 @@ fn proxies_reach_each_other_by_the_inbound_rules_of_the_target() {
     for (name, edit, port, verdict) in rows {
         let rules = table(edit);
         assert_eq!(
-            decide(&dial(PROXY, PROXY, SERVER_IP, port), &rules),
+            decided(&dial(PROXY, PROXY, SERVER_IP, port), &rules),
             verdict,
             "{name}"
         );
@@ -450,7 +463,7 @@ proptest! {
             }
         });
         let dial = dial(uid, gid, destination, port);
-        let is_to_outbound = decide(&dial, &rules) == to_outbound();
+        let is_to_outbound = decided(&dial, &rules) == to_outbound();
         prop_assert_eq!(is_to_outbound, chain(&dial, &rules));
     }
 }

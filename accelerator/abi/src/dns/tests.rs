@@ -7,7 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    GroupKey, Hop, PassCause, Redirect, Verdict, decide, decision::tests::Table, v4_mapped,
+    GroupKey, Hop, PassCause, Redirect, Source, Verdict,
+    decision::tests::{Table, decided},
+    v4_mapped,
 };
 
 const NETNS: u64 = 11;
@@ -154,6 +156,7 @@ fn connections_to_port_53_go_to_the_agent_by_istios_rules() {
         Verdict::Redirect(Redirect {
             addr: bytes(addr),
             port: port.to_be_bytes(),
+            source: Source::KEPT,
             peer_netns: NETNS,
             hop: Hop::APP_TO_PROXY,
         })
@@ -161,6 +164,7 @@ fn connections_to_port_53_go_to_the_agent_by_istios_rules() {
     let inbound = Verdict::Redirect(Redirect {
         addr: LOOPBACK,
         port: 15_006_u16.to_be_bytes(),
+        source: Source::KEPT,
         peer_netns: NETNS,
         hop: Hop::PROXY_TO_PROXY_REQUEST,
     });
@@ -238,7 +242,7 @@ fn connections_to_port_53_go_to_the_agent_by_istios_rules() {
         ),
     ];
     for (name, rules, dial, verdict) in cases {
-        assert_eq!(decide(&dial, &rules), verdict, "{name}");
+        assert_eq!(decided(&dial, &rules), verdict, "{name}");
     }
 }
 

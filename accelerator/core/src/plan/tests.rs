@@ -31,6 +31,10 @@ fn turns_a_policy_into_entries() {
     let pod = ResolvedPod {
         addrs: addrs.into(),
         interfaces: [("eth0".to_owned(), 2), ("net1".to_owned(), 3)].into(),
+        sources: Sources {
+            v4: Some([198, 18, 0, 1].into()),
+            v6: None,
+        },
         policy,
         ..resolved(7, &[])
     };
@@ -80,6 +84,7 @@ fn turns_a_policy_into_entries() {
         flags,
         direct_loopback: [127, 0, 0, 0],
         direct_loopback_mask: [255, 0, 0, 0],
+        source_v4: [198, 18, 0, 1],
         ..PodConfig::istio_default()
     };
     assert_eq!(state.pods, [(7, config)].into());
@@ -297,6 +302,7 @@ fn resolved(netns_cookie: u64, hosts: &[u8]) -> ResolvedPod {
         interfaces: BTreeMap::new(),
         addrs: hosts.iter().map(addr).collect(),
         netns_cookie,
+        sources: Sources::default(),
         policy: policy(),
         proxy_gid: 1337,
         proxy_uid: 1337,

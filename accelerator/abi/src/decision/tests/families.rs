@@ -36,6 +36,7 @@ const fn to_own(addr: [u8; 16], port: u16, hop: Hop) -> Verdict {
     Verdict::Redirect(Redirect {
         addr,
         port: port.to_be_bytes(),
+        source: Source::KEPT,
         peer_netns: CLIENT,
         hop,
     })
@@ -122,7 +123,10 @@ fn what_a_proxy_dials_of_its_own_pod_comes_in_by_the_inbound_listener() {
         (
             "IPv6: the validator's dial",
             |_| (),
-            dial_v6(PROXY, ENVOY_INBOUND_SOURCE_V6, 15_002),
+            Dial {
+                source: LOOPBACK_V6,
+                ..dial_v6(PROXY, ENVOY_INBOUND_SOURCE_V6, 15_002)
+            },
             TO_OWN_INBOUND_V6,
         ),
         (
@@ -133,7 +137,7 @@ fn what_a_proxy_dials_of_its_own_pod_comes_in_by_the_inbound_listener() {
         ),
     ];
     for (name, edit, dial, verdict) in rows {
-        assert_eq!(decide(&dial, &dual_stack(edit)), verdict, "{name}");
+        assert_eq!(decided(&dial, &dual_stack(edit)), verdict, "{name}");
     }
 }
 
@@ -245,7 +249,7 @@ fn ipv6_follows_the_same_rules_apart_from_ipv4() {
         ),
     ];
     for (name, edit, dial, verdict) in rows {
-        assert_eq!(decide(&dial, &dual_stack(edit)), verdict, "{name}");
+        assert_eq!(decided(&dial, &dual_stack(edit)), verdict, "{name}");
     }
 }
 
@@ -255,13 +259,14 @@ fn proxies_reach_each_other_over_ipv6_where_both_have_its_rules() {
     let to_server = Verdict::Redirect(Redirect {
         addr: SERVER_V6,
         port: 15_006_u16.to_be_bytes(),
+        source: Source::KEPT,
         peer_netns: SERVER,
         hop: Hop::PROXY_TO_PROXY_REQUEST,
     });
-    assert_eq!(decide(&dial, &dual_stack(|_| ())), to_server);
+    assert_eq!(decided(&dial, &dual_stack(|_| ())), to_server);
     let only_client = dual_stack(|t| set_flags(t, SERVER, PodConfig::istio_default().flags));
     assert_eq!(
-        decide(&dial, &only_client),
+        decided(&dial, &only_client),
         Verdict::Pass(PassCause::NotCapturedInbound)
     );
 }
@@ -278,6 +283,12 @@ fn to_dial_no_address_is_to_dial_oneself() {
         (":: from an IPv6 address", OWN_V6, [0; 16], LOOPBACK_V6),
         (":: from a v4-mapped address", own, [0; 16], LOOPBACK),
         ("an address", none_v4, own, own),
+        (
+            "::6",
+            [0; 16],
+            ENVOY_INBOUND_SOURCE_V6,
+            ENVOY_INBOUND_SOURCE_V6,
+        ),
     ];
     for (name, source, destination, routed) in rows {
         let dial = Dial {
@@ -285,6 +296,45 @@ fn to_dial_no_address_is_to_dial_oneself() {
             ..dial_v6(APP, destination, 80)
         };
         assert_eq!(dial.routed().destination, routed, "{name}");
+        let is_source = routed == ENVOY_INBOUND_SOURCE_V6;
+        let source = if is_source { routed } else { source };
+        assert_eq!(dial.routed().source, source, "{name}");
+    }
+}
+
+#[test]
+fn sources_are_those_of_nat() {
+    let rules = dual_stack(without_o4);
+    let bound = Dial {
+        source: v4_mapped([198, 18, 0, 9]),
+        ..dial(APP, APP, VIP, 80)
+    };
+    let rows = [
+        ("IPv4", dial(APP, APP, VIP, 80), Source::DEFAULT),
+        ("IPv6", dial_v6(APP, SERVER_V6, 80), Source::DEFAULT),
+        (
+            "its own address",
+            dial(APP, APP, CLIENT_IP, 80),
+            Source::DESTINATION,
+        ),
+        (
+            "O3: its own address",
+            dial_v6(PROXY, OWN_V6, 80),
+            Source::DESTINATION,
+        ),
+        ("loopback", dial(APP, APP, [127, 0, 0, 2], 80), Source::KEPT),
+        ("bound", bound, Source::KEPT),
+        (
+            "another pod",
+            dial(PROXY, PROXY, SERVER_IP, 80),
+            Source::KEPT,
+        ),
+    ];
+    for (name, dial, source) in rows {
+        let Verdict::Redirect(redirect) = decide(&dial, &rules) else {
+            panic!("{name} is not redirected");
+        };
+        assert_eq!(redirect.source, source, "{name}");
     }
 }
 
@@ -318,7 +368,7 @@ fn all_but_group_2000(table: &mut Table) {
 fn owner_groups_are_captured_or_left_out() {
     type Row = (&'static str, fn(&mut Table), Dial, Verdict);
     let excluded = Verdict::Pass(PassCause::GroupExcluded);
-    let to_server = decide(&dial(PROXY, PROXY, SERVER_IP, 8080), &table(|_| ()));
+    let to_server = decided(&dial(PROXY, PROXY, SERVER_IP, 8080), &table(|_| ()));
     let rows: [Row; 7] = [
         (
             "O9: a listed group",
@@ -367,6 +417,6 @@ fn owner_groups_are_captured_or_left_out() {
         ),
     ];
     for (name, edit, dial, verdict) in rows {
-        assert_eq!(decide(&dial, &table(edit)), verdict, "{name}");
+        assert_eq!(decided(&dial, &table(edit)), verdict, "{name}");
     }
 }
