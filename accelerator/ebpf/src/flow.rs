@@ -7,14 +7,14 @@
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{
-    bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops},
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, bpf_sock, bpf_sock_addr, bpf_sock_ops},
     helpers::generated::{
         bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
-        bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_ringbuf_reserve, bpf_ringbuf_submit,
+        bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit,
     },
 };
 use isthmus_accel_abi::{
-    Counter, Dial, FlowEvent, FlowFacts, FlowKind, FlowMode, Hop, Measure, PassCause, SockKey,
+    Counter, Dial, FLOW_WAKEUP_BYTES, FlowEvent, FlowFacts, FlowKind, FlowMode, Hop, Measure, PassCause, SockKey,
     SocketState, Verdict, VerdictCode,
 };
 
@@ -277,8 +277,16 @@ impl Event {
                 reserved: [0; 4],
             },
         };
+        // SAFETY: our ring.
+        let waiting_bytes =
+            unsafe { bpf_ringbuf_query(FLOWS.as_ptr(), BPF_RB_AVAIL_DATA.into()) };
+        let wakeup = if waiting_bytes >= FLOW_WAKEUP_BYTES.into() {
+            BPF_RB_FORCE_WAKEUP
+        } else {
+            BPF_RB_NO_WAKEUP
+        };
         // SAFETY: reserved above, and given up here.
-        unsafe { bpf_ringbuf_submit(core::ptr::from_mut(self.0).cast(), 0) };
+        unsafe { bpf_ringbuf_submit(core::ptr::from_mut(self.0).cast(), wakeup.into()) };
     }
 }
 

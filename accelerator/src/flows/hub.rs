@@ -13,7 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use isthmus_accel_abi::{FlowEvent, FlowMode};
+use isthmus_accel_abi::{FLOW_RING_BYTES, FlowEvent, FlowMode};
 use isthmus_accel_core::{Judge, Judgement};
 use isthmus_accel_datapath::linux::{FlowReader, monotonic_ns};
 use serde::{Deserialize, Serialize};
@@ -31,15 +31,20 @@ use crate::{
     shadow::{Report, Tally},
 };
 
-/// Flows that are kept for viewers to come, and that a slow viewer may lag behind: 2 MiB, a second at
+/// Flows that are kept for viewers to come, and that a slow viewer may lag behind: 1 MiB, a second at
 /// 1,000 connections a second.
 const MAX_KEPT_FLOWS: usize = 4_096;
 /// Viewers at a time: a few people and collectors.
 const MAX_VIEWERS: usize = 16;
 /// Events that are read before others get their turn.
 const BATCH: usize = 512;
+/// How often the ring is looked at while the programs tell: they wake the agent only when it fills up
+/// ([`isthmus_accel_abi::FLOW_WAKEUP_BYTES`]).
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often calls whose time is up are judged.
 const SHADOW_INTERVAL: Duration = Duration::from_secs(1);
+/// A full ring, in batches.
+const MAX_BATCHES: usize = FLOW_RING_BYTES as usize / size_of::<FlowEvent>() / BATCH + 1;
 /// How long a viewer may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A request is a few names and numbers.
@@ -97,15 +102,30 @@ pub enum Answer {
 /// Reads the ring as long as the runtime lives.
 #[derive(Debug)]
 pub struct Hub {
-    kept: VecDeque<Arc<Flow>>,
+    kept: VecDeque<Told>,
     listener: UnixListener,
-    live: broadcast::Sender<Arc<Flow>>,
-    names: Names,
+    live: broadcast::Sender<Told>,
+    names: Arc<Names>,
     reader: AsyncFd<FlowReader>,
     roster: watch::Receiver<Arc<Roster>>,
     shadow: Option<Shadow>,
     telling: Telling,
     viewers: JoinSet<()>,
+}
+
+/// An event with what is needed to read it: that is left to the viewers, since there may be none.
+#[derive(Clone, Debug)]
+struct Told {
+    boot_unix_ns: u64,
+    event: FlowEvent,
+    names: Arc<Names>,
+}
+
+impl Told {
+    fn read(&self, filter: &Filter) -> Option<Box<Flow>> {
+        let flow = Flow::new(&self.event, &self.names, self.boot_unix_ns);
+        filter.matches(&flow).then(|| Box::new(flow))
+    }
 }
 
 #[derive(Debug)]
@@ -118,6 +138,13 @@ struct Shadow {
 }
 
 impl Shadow {
+    fn record(&mut self, judgements: &[Judgement], names: &Names) {
+        let boot_unix_ns = boot_unix_ns();
+        for judgement in judgements {
+            self.tally.record(judgement, names, boot_unix_ns);
+        }
+    }
+
     fn report(&self, reader: &FlowReader) -> Report {
         let lost = reader.lost().unwrap_or(self.already_lost);
         self.tally.report(lost.saturating_sub(self.already_lost))
@@ -152,7 +179,7 @@ impl Hub {
             kept: VecDeque::new(),
             listener: UnixListener::bind(socket)?,
             live: broadcast::channel(MAX_KEPT_FLOWS).0,
-            names: Names::default(),
+            names: Arc::default(),
             reader: wait_on(reader)?,
             roster,
             shadow,
@@ -164,7 +191,10 @@ impl Hub {
     /// Works until it is dropped.
     pub async fn run(mut self) {
         let mut ticks = interval(SHADOW_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = interval(LOOK_INTERVAL);
+        for interval in [&mut ticks, &mut looks] {
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
         loop {
             tokio::select! {
                 connection = self.listener.accept() => match connection {
@@ -175,19 +205,21 @@ impl Hub {
                         tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                 },
-                _ = ticks.tick(), if self.shadow.is_some() => self.judge(&[]),
+                _ = ticks.tick(), if self.shadow.is_some() => self.expire(),
+                _ = looks.tick(), if self.is_on() => while !self.read_batch() {
+                    tokio::task::yield_now().await;
+                },
                 Some(_) = self.viewers.join_next() => self.switch(),
                 Ok(()) = self.roster.changed() => {
-                    self.names = Names::from(&**self.roster.borrow_and_update());
+                    let names = Names::from(&**self.roster.borrow_and_update());
+                    self.names = Arc::new(names);
                 }
                 ready = self.reader.readable_mut() => match ready {
                     Ok(mut ready) => {
-                        let (events, is_empty) = take(ready.get_inner_mut());
-                        if is_empty {
-                            ready.clear_ready();
+                        ready.clear_ready();
+                        while !self.read_batch() {
+                            tokio::task::yield_now().await;
                         }
-                        self.publish(&events);
-                        self.judge(&events);
                     }
                     Err(error) => {
                         tracing::error!(%error, "flows can no longer be read");
@@ -198,36 +230,53 @@ impl Hub {
         }
     }
 
+    fn is_on(&self) -> bool {
+        self.telling != Telling::Auto || !self.viewers.is_empty()
+    }
+
+    // Tells whether the ring is empty by then.
+    fn read_batch(&mut self) -> bool {
+        let (events, is_empty) = take(self.reader.get_mut());
+        self.publish(&events);
+        self.judge(&events);
+        is_empty
+    }
+
     fn publish(&mut self, events: &[FlowEvent]) {
         let boot_unix_ns = boot_unix_ns();
         for event in events {
-            let flow = Arc::new(Flow::new(event, &self.names, boot_unix_ns));
+            let told = Told {
+                boot_unix_ns,
+                event: *event,
+                names: Arc::clone(&self.names),
+            };
             if self.kept.len() == MAX_KEPT_FLOWS {
                 self.kept.pop_front();
             }
-            self.kept.push_back(Arc::clone(&flow));
+            self.kept.push_back(told.clone());
             // Nobody may be looking.
-            let _ = self.live.send(flow);
+            let _ = self.live.send(told);
         }
     }
 
-    // Without events: what is known because nothing more came.
     fn judge(&mut self, events: &[FlowEvent]) {
-        let Some(shadow) = &mut self.shadow else {
-            return;
-        };
-        let mut judgements: Vec<Judgement> = events
-            .iter()
-            .filter_map(|event| shadow.judge.handle(event))
-            .collect();
-        if events.is_empty() {
-            judgements.extend(shadow.judge.expire(monotonic_ns()));
+        if let Some(shadow) = &mut self.shadow {
+            let known = events.iter().filter_map(|event| shadow.judge.handle(event));
+            let known: Vec<Judgement> = known.collect();
+            shadow.record(&known, &self.names);
         }
-        let boot_unix_ns = boot_unix_ns();
-        for judgement in &judgements {
-            shadow.tally.record(judgement, &self.names, boot_unix_ns);
+    }
+
+    // What is known because nothing more came, which an unread event may contradict.
+    fn expire(&mut self) {
+        for _ in 0..MAX_BATCHES {
+            if self.read_batch() {
+                break;
+            }
         }
-        if events.is_empty() {
+        if let Some(shadow) = &mut self.shadow {
+            let known = shadow.judge.expire(monotonic_ns());
+            shadow.record(&known, &self.names);
             let report = shadow.report(self.reader.get_ref());
             shadow.found.send_replace(Some(Arc::new(report)));
         }
@@ -248,7 +297,7 @@ impl Hub {
             let _ = stream.try_write(&line(&refusal));
             return;
         }
-        let kept: Vec<Arc<Flow>> = self.kept.iter().map(Arc::clone).collect();
+        let kept: Vec<Told> = self.kept.iter().cloned().collect();
         let live = self.live.subscribe();
         let shadow = self.shadow.as_ref();
         let report = shadow.map(|shadow| Box::new(shadow.report(self.reader.get_ref())));
@@ -265,10 +314,10 @@ impl Hub {
         if self.telling != Telling::Auto {
             return;
         }
-        let flows = if self.viewers.is_empty() {
-            FlowMode::OFF
-        } else {
+        let flows = if self.is_on() {
             FlowMode::ON
+        } else {
+            FlowMode::OFF
         };
         if let Err(error) = self.reader.get_ref().switch(flows) {
             let error = crate::error::render_chain(&error);
@@ -308,8 +357,8 @@ fn boot_unix_ns() -> u64 {
 async fn serve(
     mut stream: UnixStream,
     report: Option<Box<Report>>,
-    kept: Vec<Arc<Flow>>,
-    mut live: broadcast::Receiver<Arc<Flow>>,
+    kept: Vec<Told>,
+    mut live: broadcast::Receiver<Told>,
 ) -> io::Result<()> {
     let (reading, mut writing) = stream.split();
     let mut reading = BufReader::new(reading.take(MAX_REQUEST_BYTES));
@@ -320,16 +369,15 @@ async fn serve(
         Request::Shadow => return writing.write_all(&line(&Answer::Shadow(report))).await,
     };
 
-    let mut wanted: Vec<&Arc<Flow>> = kept
+    let mut wanted: Vec<Box<Flow>> = kept
         .iter()
         .rev()
-        .filter(|flow| request.filter.matches(flow))
+        .filter_map(|told| told.read(&request.filter))
         .take(request.last)
         .collect();
     wanted.reverse();
     for flow in wanted {
-        let answer = Answer::Flow(Box::new(Flow::clone(flow)));
-        writing.write_all(&line(&answer)).await?;
+        writing.write_all(&line(&Answer::Flow(flow))).await?;
     }
     drop(kept);
     if !request.is_following {
@@ -341,11 +389,11 @@ async fn serve(
     loop {
         let answer = tokio::select! {
             _ = reading.read(&mut end) => return Ok(()),
-            flow = live.recv() => match flow {
-                Ok(flow) if request.filter.matches(&flow) => {
-                    Answer::Flow(Box::new(Flow::clone(&flow)))
-                }
-                Ok(_) => continue,
+            told = live.recv() => match told {
+                Ok(told) => match told.read(&request.filter) {
+                    Some(flow) => Answer::Flow(flow),
+                    None => continue,
+                },
                 Err(broadcast::error::RecvError::Lagged(missed)) => Answer::Missed(missed),
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
             },
