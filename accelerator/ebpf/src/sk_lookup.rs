@@ -22,7 +22,7 @@ use isthmus_accel_abi::{
 use crate::{
     connect::Loaded,
     counters::count,
-    maps::{EXCLUDED_INTERFACES, LISTENERS},
+    maps::{EXCLUDED_INTERFACES, LISTENERS, is_shadow},
 };
 
 const PASS: u32 = sk_action::SK_PASS;
@@ -47,7 +47,7 @@ pub fn isthmus_sk_lookup(ctx: SkLookupContext) -> u32 {
     let Some((arrival, family)) = arrival(ctx.lookup) else {
         return PASS;
     };
-    if decide_inbound(&arrival, &Loaded) != InboundVerdict::Steer {
+    if is_shadow() || decide_inbound(&arrival, &Loaded) != InboundVerdict::Steer {
         return PASS;
     }
     let own_kind = if family == AF_INET {

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddrV4, TcpListener},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -73,6 +73,13 @@ impl Pod {
     /// Listens on [`Self::VIP`], in the world.
     pub(crate) fn listen_outside(&self, port: u16) -> TcpListener {
         listen_in(&self.world, Self::VIP, port)
+    }
+
+    /// Connects from the world to the pod. Tells whether somebody listened.
+    pub(crate) fn dial_from_outside(&self, port: u16) -> bool {
+        let to = SocketAddr::from((Self::ADDR, port));
+        let connect = move || TcpStream::connect_timeout(&to, PATIENCE).is_ok();
+        self.world.enter(connect).expect("the namespace is there")
     }
 
     /// Connects and closes, as this user and group. Tells whether somebody listened.

@@ -3,6 +3,7 @@
 use std::{net::Ipv4Addr, process::Output};
 
 use anyhow::ensure;
+use isthmus_accel_datapath::{Datapath as _, linux::LinuxDatapath};
 use isthmus_integration_tests::{
     iptables::{self, Capture},
     shell, wait,
@@ -147,4 +148,24 @@ fn an_agent_that_acts_has_no_shadow() {
         errors.contains("start it with `isthmus-accelerator run --shadow`"),
         "{errors}"
     );
+}
+
+#[test]
+fn what_arrives_is_left_alone_too() {
+    for (args, is_accepted) in [(&["--shadow"][..], true), (&[], false)] {
+        let pod = Pod::new();
+        let _application = pod.listen(Ipv4Addr::UNSPECIFIED, 8_080);
+        let agent = Agent::start(&pod, args);
+        let datapath = LinuxDatapath::open_pinned(agent.accelerator.pin_dir()).expect("it runs");
+        wait::until("the pod's sk_lookup program", PATIENCE, || {
+            ensure!(
+                !datapath.loaded()?.steered.is_empty(),
+                "it comes after the pod"
+            );
+            Ok(())
+        })
+        .expect("it is attached");
+        // Nobody listens on 15006, where the programs would send it.
+        assert_eq!(pod.dial_from_outside(8_080), is_accepted, "{args:?}");
+    }
 }
