@@ -10,13 +10,19 @@ use super::table::Kernel;
 use crate::workspace::{Workspace, run};
 
 /// The test binaries that need a kernel and no proxy.
-const TESTS: [&str; 1] = ["kernel_datapath"];
+const TESTS: [&str; 2] = ["kernel_datapath", "sockmap_semantics"];
 
 /// Tests that run in the lab only, and why.
-pub(super) const LAB_ONLY: [(&str, &str); 1] = [(
-    "dns_resolvers::",
-    "it runs the resolvers of other languages, which the guest does not have",
-)];
+pub(super) const LAB_ONLY: [(&str, &str); 2] = [
+    (
+        "dns_resolvers::",
+        "it runs the resolvers of other languages, which the guest does not have",
+    ),
+    (
+        "random_sizes_arrive_whole",
+        "its hundreds of megabytes take minutes under emulation",
+    ),
+];
 
 /// Where tests look for it: among the tools beside their own directory, here and in the guest.
 pub(super) const ISTIO: &str = "istio-iptables/istio-iptables";

@@ -9,16 +9,26 @@ pub(super) struct Kernel {
     pub(super) suite: &'static str,
     /// Its version, up to where the newest one is taken.
     pub(super) version: &'static str,
-    /// Whether `isthmus-accelerator probe` must find that connections can be redirected.
-    pub(super) can_redirect: bool,
-    /// Whether it must find that messages may skip TCP.
-    pub(super) can_sockmap: bool,
+    /// What `isthmus-accelerator probe` must find off there; the rest of [`MECHANISMS`] must be on.
+    pub(super) off: &'static [&'static str],
+    /// A part of the reason that it must give for what is off.
+    pub(super) why: &'static str,
     /// Parts of names of tests that cannot pass there, and why.
     pub(super) left_out: &'static [(&'static str, &'static str)],
 }
 
 /// What CI boots.
 pub(super) const CI: [&str; 3] = ["6.1", "6.12", "7.3"];
+
+/// The mechanisms of the accelerator, as its probe calls them: the columns of the README's matrix.
+pub(super) const MECHANISMS: [&str; 6] = [
+    "redirect",
+    "redirect-v6",
+    "peer-name",
+    "dns",
+    "inbound",
+    "sockmap",
+];
 
 /// Tests that need messages to skip TCP.
 const NO_SOCKMAP: &[(&str, &str)] = &[
@@ -50,8 +60,8 @@ pub(super) const KERNELS: [Kernel; 6] = [
         name: "5.10",
         suite: "bullseye-security",
         version: "5.10.",
-        can_redirect: false,
-        can_sockmap: false,
+        off: &MECHANISMS,
+        why: "bpf_get_netns_cookie",
         left_out: &[(
             "",
             "sock_ops and getsockopt programs cannot tell network namespaces apart before Linux 5.15",
@@ -61,40 +71,40 @@ pub(super) const KERNELS: [Kernel; 6] = [
         name: "6.1",
         suite: "bookworm-security",
         version: "6.1.",
-        can_redirect: true,
-        can_sockmap: true,
+        off: &[],
+        why: "",
         left_out: &[],
     },
     Kernel {
         name: "6.12",
         suite: "bookworm-security",
         version: "6.12.",
-        can_redirect: true,
-        can_sockmap: true,
+        off: &[],
+        why: "",
         left_out: &[],
     },
     Kernel {
         name: "6.12.100",
         suite: "bookworm-security",
         version: "6.12.100+",
-        can_redirect: true,
-        can_sockmap: false,
+        off: &["sockmap"],
+        why: "CVE-2026-68284",
         left_out: NO_SOCKMAP,
     },
     Kernel {
         name: "6.18.15",
         suite: "trixie-backports",
         version: "6.18.15+",
-        can_redirect: true,
-        can_sockmap: false,
+        off: &["sockmap"],
+        why: "CVE-2026-68284",
         left_out: NO_SOCKMAP,
     },
     Kernel {
         name: "7.3",
         suite: "trixie-backports",
         version: "7.3.",
-        can_redirect: true,
-        can_sockmap: true,
+        off: &[],
+        why: "",
         left_out: &[],
     },
 ];
@@ -111,5 +121,42 @@ impl Kernel {
             let name = if name.is_empty() { "every test" } else { name };
             println!("{}: {name} is left out: {why}", self.name);
         }
+    }
+}
+
+/// The README's matrix.
+#[cfg(test)]
+fn matrix() -> String {
+    let head = format!("| Linux | {} |\n", MECHANISMS.join(" | "));
+    let rule = format!("|---|{}\n", "---|".repeat(MECHANISMS.len()));
+    let row = |kernel: &Kernel| {
+        let cell = |name: &&str| {
+            if kernel.off.contains(name) {
+                "no"
+            } else {
+                "yes"
+            }
+        };
+        let cells: Vec<&str> = MECHANISMS.iter().map(cell).collect();
+        format!("| {} | {} |\n", kernel.name, cells.join(" | "))
+    };
+    [head, rule]
+        .into_iter()
+        .chain(KERNELS.iter().map(row))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_has_the_matrix_that_is_checked() {
+        let readme = include_str!("../../../../README.md");
+        assert!(
+            readme.contains(&matrix()),
+            "put this into the README:\n{}",
+            matrix()
+        );
     }
 }

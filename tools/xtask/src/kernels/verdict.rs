@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use super::machine::Ended;
-use super::table::Kernel;
+use super::table::{Kernel, MECHANISMS};
 use crate::test::Counts;
 
 /// What QEMU ends with when init wrote that all passed; see `tools/kernel-guest`.
@@ -113,20 +113,7 @@ fn judge(kernel: &Kernel, ended: &Ended) -> anyhow::Result<Counts> {
     let probe = report(&ended.log, "probe")?;
     let probe: Value =
         serde_json::from_str(&probe).context("the report of the probe is no JSON")?;
-    let found = |name: &str| {
-        probe[name]
-            .as_bool()
-            .with_context(|| format!("the probe says nothing of {name}"))
-    };
-    for (name, expected) in [
-        ("can_redirect", kernel.can_redirect),
-        ("can_sockmap", kernel.can_sockmap),
-    ] {
-        ensure!(
-            found(name)? == expected,
-            "the probe must say {name}: {expected}, and says otherwise: {probe:#}"
-        );
-    }
+    check_mechanisms(kernel, &probe)?;
     let probed = Counts {
         passed: 1,
         failed: 0,
@@ -143,6 +130,33 @@ fn judge(kernel: &Kernel, ended: &Ended) -> anyhow::Result<Counts> {
     );
     ensure!(counts.passed + counts.failed > 0, "no test ran");
     Ok(counts + probed)
+}
+
+/// Holds what the probe has found against the table.
+fn check_mechanisms(kernel: &Kernel, probe: &Value) -> anyhow::Result<()> {
+    let rows = probe["mechanisms"]
+        .as_array()
+        .context("the probe says nothing of mechanisms")?;
+    for name in MECHANISMS {
+        let row = rows
+            .iter()
+            .find(|row| row["mechanism"] == name)
+            .with_context(|| format!("the probe says nothing of {name}"))?;
+        let (must_be_on, reason) = (
+            !kernel.off.contains(&name),
+            row["reason"].as_str().unwrap_or_default(),
+        );
+        ensure!(
+            row["is_enabled"] == must_be_on,
+            "by the table, is_enabled of {name} is {must_be_on}; the probe finds otherwise: {reason}"
+        );
+        ensure!(
+            must_be_on || reason.contains(kernel.why),
+            "{name} must be off for {}; the probe says: {reason}",
+            kernel.why
+        );
+    }
+    Ok(())
 }
 
 /// What stands between the marks of a report.
@@ -180,7 +194,14 @@ mod tests {
     use super::super::table::KERNELS;
     use super::*;
 
-    const PROBE: &str = "guest: report probe\n{\"can_redirect\": true,\n\"can_sockmap\": true}\nguest: end of probe, exit status: 0\n";
+    /// A log that begins with the report of a probe which finds everything on.
+    fn log(end: &str) -> String {
+        let rows = MECHANISMS.map(
+            |name| serde_json::json!({"mechanism": name, "is_enabled": true, "reason": "it works"}),
+        );
+        let probe = serde_json::json!({"mechanisms": rows});
+        format!("guest: report probe\n{probe:#}\nguest: end of probe, exit status: 0\n{end}")
+    }
 
     #[test]
     fn a_machine_passes_by_both_of_its_ways_or_not_at_all() {
@@ -230,7 +251,7 @@ mod tests {
         ];
         let kernel = KERNELS
             .iter()
-            .find(|kernel| kernel.can_sockmap)
+            .find(|kernel| kernel.off.is_empty())
             .expect("one of them can");
         for Case {
             name,
@@ -241,7 +262,7 @@ mod tests {
         {
             let ended = Ended {
                 status,
-                log: format!("{PROBE}{end}"),
+                log: log(end),
                 took: Duration::ZERO,
             };
             let expected = counts.map(|(passed, failed)| Counts { failed, passed });
@@ -253,16 +274,16 @@ mod tests {
     fn a_probe_that_finds_another_kernel_than_the_table_fails() {
         let kernel = KERNELS
             .iter()
-            .find(|kernel| kernel.can_redirect && !kernel.can_sockmap)
+            .find(|kernel| kernel.off == ["sockmap"])
             .expect("one is below its floor");
         let ended = Ended {
             status: Some(33),
-            log: format!("{PROBE}guest: 1 passed, 0 failed\n"),
+            log: log("guest: 1 passed, 0 failed\n"),
             took: Duration::ZERO,
         };
         let error = judge(kernel, &ended).expect_err("it must refuse the sockmap");
         assert!(
-            error.to_string().contains("can_sockmap: false"),
+            error.to_string().contains("is_enabled of sockmap is false"),
             "{error:#}"
         );
     }
