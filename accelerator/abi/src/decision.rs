@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The cookie of no namespace: the kernel counts from 1.
-const NOBODY: u64 = 0;
+pub(crate) const NOBODY: u64 = 0;
 
 /// Port of the mesh's tunnel (HBONE), which is never captured (I3, O3).
 pub(crate) const TUNNEL_PORT: [u8; 2] = 15_008_u16.to_be_bytes();
@@ -368,7 +368,7 @@ fn proxy_dial_elsewhere<R: Rules>(dial: &Dial, owner: u64, rules: &R) -> Verdict
 }
 
 #[inline]
-fn source_behind_nat(dial: &Dial, owner: u64) -> Source {
+pub(crate) fn source_behind_nat(dial: &Dial, owner: u64) -> Source {
     if !is_unspecified(&dial.source) || is_loopback(&dial.destination) {
         Source::KEPT
     } else if owner == dial.netns_cookie {

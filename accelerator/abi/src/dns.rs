@@ -6,7 +6,9 @@
 
 use crate::{
     CidrKey, Dial, ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, LOOPBACK, LOOPBACK_V6, PodConfig,
-    PodFlags, PortKey, RuleList, Rules, decision::captures_group, is_loopback, is_v4,
+    PodFlags, PortKey, RuleList, Rules, Source,
+    decision::{NOBODY, captures_group, source_behind_nat},
+    is_loopback, is_v4,
 };
 
 /// Port of DNS, network order (RFC 1035, section 4.2).
@@ -108,6 +110,15 @@ pub fn dns_agent_addr(server: [u8; 16]) -> [u8; 16] {
     } else {
         LOOPBACK_V6
     }
+}
+
+/// Returns where a query that goes to the agent shall come from: as behind NAT, where the kernel would
+/// have sent the query from.
+#[must_use]
+#[inline]
+pub fn query_source<R: Rules>(query: &Dial, rules: &R) -> Source {
+    let owner = rules.owner(&query.destination).unwrap_or(NOBODY);
+    source_behind_nat(query, owner)
 }
 
 /// No server.

@@ -41,6 +41,7 @@ pub use addr::{
 pub use decision::{Dial, PassCause, Redirect, Rules, Source, Verdict, decide};
 pub use dns::{
     DNS_AGENT_PORT, DNS_PORT, DnsPass, DnsSocket, DnsVerdict, decide_datagram, dns_agent_addr,
+    query_source,
 };
 pub use flow::{FlowEvent, FlowFacts, FlowKind, PodVerdicts, VerdictCode};
 pub use hop::{Counter, Hop, HopKey, HopStats, PassReason};

@@ -13,7 +13,7 @@ use aya_ebpf::{
 use isthmus_accel_abi::{
     CidrKey, Counter, DNS_AGENT_PORT, Dial, GroupKey, Handshake, Hop, OriginalDst, PodConfig,
     PortKey, Rules, SockKey, SocketFlags, SocketState, Source, Verdict, VerdictCode, decide,
-    is_unspecified, is_v4, v4_mapped,
+    is_unspecified, is_v4, query_source, v4_mapped,
 };
 
 use crate::{
@@ -64,6 +64,7 @@ fn connect(ctx: &SockAddrContext, family: Family) {
         if let Some(query) = dial(ctx, sk, family, source(sk, family))
             && let Some(agent) = udp::connect(sk, &query)
         {
+            come_from(ctx, family, &query, query_source(&query, &Loaded));
             sock_addr::write(addr, family, agent, DNS_AGENT_PORT);
         }
         return;
@@ -106,11 +107,7 @@ fn carry_out(
         Verdict::Redirect(redirect) => {
             let is_followed = follow(ctx, sk, dial, redirect.peer_netns, redirect.hop);
             if is_followed {
-                match redirect.source {
-                    Source::DESTINATION => bind(ctx, family, &dial.destination),
-                    Source::DEFAULT => bind_to_default(ctx, family, dial),
-                    _ => {}
-                }
+                come_from(ctx, family, dial, redirect.source);
                 sock_addr::write(ctx.sock_addr, family, redirect.addr, redirect.port);
                 count(Counter::Redirects);
             }
@@ -124,21 +121,37 @@ fn carry_out(
     }
 }
 
+#[inline(always)]
+fn come_from(ctx: &SockAddrContext, family: Family, dial: &Dial, source: Source) {
+    match source {
+        Source::DESTINATION => bind(ctx, family, &dial.destination),
+        Source::DEFAULT => bind_to_default(ctx, family, dial),
+        _ => {}
+    }
+}
+
 #[inline(never)]
 fn bind_to_default(ctx: &SockAddrContext, family: Family, dial: &Dial) {
+    let source = default_source(dial);
+    if !is_unspecified(&source) {
+        bind(ctx, family, &source);
+    }
+}
+
+/// Returns the address that what leaves the caller's pod comes from, unspecified if it has none.
+#[inline(always)]
+pub fn default_source(dial: &Dial) -> [u8; 16] {
+    let is_v4 = is_v4(&dial.destination);
     let pod = PODS.lookup(&dial.netns_cookie);
     if pod.is_null() {
-        return;
+        return [0; 16];
     }
     // SAFETY: not null, so it is a value of this map, which lives until the program ends.
     let pod = unsafe { &*pod };
-    let source = if is_v4(&dial.destination) {
+    if is_v4 {
         v4_mapped(pod.source_v4)
     } else {
         pod.source_v6
-    };
-    if !is_unspecified(&source) {
-        bind(ctx, family, &source);
     }
 }
 

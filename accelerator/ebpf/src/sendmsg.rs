@@ -3,13 +3,14 @@
 //!
 //! The kernel asks sendmsg4 about IPv4 addresses on IPv6 sockets too.
 
-use core::ptr::{addr_of, read_volatile};
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
-use isthmus_accel_abi::{DNS_AGENT_PORT, DNS_PORT, v4_mapped};
+use isthmus_accel_abi::{DNS_AGENT_PORT, DNS_PORT, Source, query_source, v4_mapped};
 
 use crate::{
-    sock_addr::{Family, dial, from_words, port, write},
+    connect::{Loaded, default_source},
+    sock_addr::{Family, dial, from_words, into_words, port, write},
     udp::{send, udp_socket},
 };
 
@@ -41,9 +42,33 @@ fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
     if let Some(query) = dial(ctx, sk, family, message_source(addr, family))
         && let Some(agent) = send(sk, &query)
     {
+        match query_source(&query, &Loaded) {
+            Source::DESTINATION => come_from(addr, family, query.destination),
+            Source::DEFAULT => come_from(addr, family, default_source(&query)),
+            _ => {}
+        }
         write(addr, family, agent, DNS_AGENT_PORT);
     }
     ALLOW
+}
+
+/// Makes this one datagram come from an address; an unspecified one leaves the choice to the kernel.
+#[inline(always)]
+fn come_from(addr: *mut bpf_sock_addr, family: Family, source: [u8; 16]) {
+    let words = into_words(source);
+    // SAFETY: writes of context fields of their own width; volatile, so that the compiler does not merge
+    // them into one that the verifier refuses.
+    unsafe {
+        match family {
+            Family::V4 => write_volatile(addr_of_mut!((*addr).msg_src_ip4), words[3]),
+            Family::V6 => {
+                write_volatile(addr_of_mut!((*addr).msg_src_ip6[0]), words[0]);
+                write_volatile(addr_of_mut!((*addr).msg_src_ip6[1]), words[1]);
+                write_volatile(addr_of_mut!((*addr).msg_src_ip6[2]), words[2]);
+                write_volatile(addr_of_mut!((*addr).msg_src_ip6[3]), words[3]);
+            }
+        }
+    }
 }
 
 /// Returns the address that this one datagram is to come from, unspecified if from any.

@@ -94,8 +94,7 @@ pub fn source(sk: *mut bpf_sock, family: Family) -> [u8; 16] {
 /// v4-mapped.
 #[inline(always)]
 pub fn write(addr: *mut bpf_sock_addr, family: Family, address: [u8; 16], port: [u8; 2]) {
-    // SAFETY: any four words are as good as sixteen bytes.
-    let words: [u32; 4] = unsafe { mem::transmute(address) };
+    let words = into_words(address);
     // SAFETY: writes of context fields of their own width; volatile as in `address`.
     unsafe {
         match family {
@@ -119,4 +118,11 @@ pub fn write(addr: *mut bpf_sock_addr, family: Family, address: [u8; 16], port: 
 pub const fn from_words(words: [u32; 4]) -> [u8; 16] {
     // SAFETY: any sixteen bytes are as good as four words.
     unsafe { mem::transmute(words) }
+}
+
+/// Returns the words of an address as the context holds them.
+#[inline(always)]
+pub const fn into_words(address: [u8; 16]) -> [u32; 4] {
+    // SAFETY: any four words are as good as sixteen bytes.
+    unsafe { mem::transmute(address) }
 }

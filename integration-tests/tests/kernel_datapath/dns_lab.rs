@@ -163,6 +163,8 @@ impl Lab {
             netns_cookie: self.pod.cookie,
             config: PodConfig {
                 flags,
+                source_v4: self.pod.addr.octets(),
+                source_v6: bytes(ip(POD_V6)),
                 ..PodConfig::istio_default()
             },
         });

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use crate::fixture::{PATIENCE, set_sockopt};
+use crate::modes::Mode;
 use crate::net::{Addr, Family, Net, Place};
 use crate::servers::Role;
 use crate::socket::{self, RawAddr};
@@ -42,6 +43,19 @@ pub(crate) struct Dial {
 impl Dial {
     pub(crate) fn target(&self, family: Family) -> SocketAddr {
         SocketAddr::new(self.to.of(family), self.port)
+    }
+
+    /// The same by a port of its own for each mode: an answer to a datagram that Istio's rules redirected
+    /// is rewritten for as long as conntrack remembers it, also after the programs took over.
+    pub(crate) fn in_mode(self, mode: Mode) -> Self {
+        let source_port = match self.source_port {
+            0 => 0,
+            port => port + mode as u16,
+        };
+        Self {
+            source_port,
+            ..self
+        }
     }
 
     // Where the caller binds its socket.

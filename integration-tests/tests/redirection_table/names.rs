@@ -59,7 +59,12 @@ pub(crate) fn rows() -> Vec<Row> {
         row("D2: application and sidecar by one source port")
             .dns()
             .dials([
-                app(Addr::NameServer, 53).source_port(30_053).udp().is_dns(),
+                // With an address too: a socket with a port alone would have a peer on loopback from loopback.
+                app(Addr::NameServer, 53)
+                    .bound_to(Addr::Pod)
+                    .source_port(30_053)
+                    .udp()
+                    .is_dns(),
                 proxy(Addr::NameServer, 53)
                     .source_port(30_053)
                     .udp()
