@@ -17,7 +17,7 @@ mod sys;
 mod version;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::AsFd,
     path::{Path, PathBuf},
     time::Duration,
@@ -230,15 +230,7 @@ impl Datapath for LinuxDatapath {
             MapOp::RemovePort(key) => maps.ports.remove(key).map(drop),
             MapOp::RemovePod { netns_cookie } => {
                 maps.pods.remove(netns_cookie)?;
-                let rows = maps.hops.keys()?;
-                for row in rows.iter().filter(|row| row.netns_cookie == *netns_cookie) {
-                    maps.hops.remove(row)?;
-                }
-                let rows = maps.latency.keys()?;
-                for row in rows.iter().filter(|row| row.netns_cookie == *netns_cookie) {
-                    maps.latency.remove(row)?;
-                }
-                maps.verdicts.remove(netns_cookie).map(drop)
+                self.remove_rows(|cookie| cookie == *netns_cookie)
             }
         }
     }
@@ -378,11 +370,35 @@ impl Datapath for LinuxDatapath {
                 }
             }
         }
+        // Connections outlive their pod, and count what they do.
+        let pods: BTreeSet<u64> = self.maps.pods.keys()?.into_iter().collect();
+        self.remove_rows(|cookie| !pods.contains(&cookie))?;
         Ok(swept)
     }
 }
 
 impl LinuxDatapath {
+    /// Removes what was counted in the namespaces that `is_gone` names.
+    fn remove_rows(&self, is_gone: impl Fn(u64) -> bool) -> Result<(), DatapathError> {
+        let maps = &self.maps;
+        for key in maps.hops.keys()? {
+            if is_gone(key.netns_cookie) {
+                maps.hops.remove(&key)?;
+            }
+        }
+        for key in maps.latency.keys()? {
+            if is_gone(key.netns_cookie) {
+                maps.latency.remove(&key)?;
+            }
+        }
+        for cookie in maps.verdicts.keys()? {
+            if is_gone(cookie) {
+                maps.verdicts.remove(&cookie)?;
+            }
+        }
+        Ok(())
+    }
+
     fn program(&self, name: &'static str) -> Result<ProgramRow, DatapathError> {
         let failed = |source| DatapathError::Kernel {
             action: format!("asking about {name}"),

@@ -86,7 +86,8 @@ pub trait Datapath: fmt::Debug {
     fn map_usage(&self) -> Result<Vec<MapUsage>, DatapathError>;
 
     /// Gives up handshakes that are older than `older_than`: their connect call failed before it sent
-    /// anything, which the kernel tells no program. Returns how many. Call it every minute or so with
+    /// anything, which the kernel tells no program. Returns how many. Also forgets what connections have
+    /// counted since their pod was removed. Call it every minute or so with
     /// [`isthmus_accel_abi::HANDSHAKE_MAX_AGE_SECONDS`].
     ///
     /// # Errors

@@ -37,18 +37,32 @@ impl Agent {
             pods: 2,
             process: None,
         };
-        let pod = |(name, path): (&str, PathBuf)| json!({"name": name, "netns": path});
+        agent.write_pods(mesh)?;
+        Ok(agent)
+    }
+
+    /// Writes the agent's file anew, with so many of the pods, and waits until it is followed.
+    pub(crate) fn follow(&mut self, mesh: &Mesh, pods: usize) -> Result<()> {
+        self.pods = pods;
+        self.write_pods(mesh)?;
+        wait::until("the pods of the file", PATIENCE, || self.check_loaded())
+    }
+
+    fn write_pods(&self, mesh: &Mesh) -> Result<()> {
         let pods = [
             ("default/client", mesh.client.path()),
             ("default/server", mesh.server.path()),
         ];
+        let pods = pods.into_iter().take(self.pods);
+        let pod = |(name, path): (&str, PathBuf)| json!({"name": name, "netns": path});
         let document = json!({
             "apiVersion": "isthmus.io/v1alpha1",
             "kind": "NodeConfig",
-            "pods": pods.map(pod),
+            "pods": pods.map(pod).collect::<Vec<_>>(),
         });
-        fs::write(agent.config(), serde_json::to_vec(&document)?)?;
-        Ok(agent)
+        let draft = self.dir.path().join("node.yaml.draft");
+        fs::write(&draft, serde_json::to_vec(&document)?)?;
+        Ok(fs::rename(draft, self.config())?)
     }
 
     pub(crate) fn pin_root(&self) -> &Path {

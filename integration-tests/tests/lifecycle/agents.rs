@@ -1,12 +1,34 @@
 //! Two agents at once: the second does not start, and says who the first is.
 
-use std::process::Command;
+use std::{ffi::OsString, fs::File, process::Command};
 
 use anyhow::{Result, ensure};
 use isthmus_accel_abi::ABI_VERSION;
+use isthmus_accel_datapath::linux::cgroup_root;
 use isthmus_integration_tests::programs;
 
 use crate::{agent::Agent, mesh::Mesh};
+
+#[test]
+fn hooks_that_another_agent_uses_are_not_taken_without_being_told_to() -> Result<()> {
+    let mesh = Mesh::start()?;
+    let agent = Agent::prepare(&mesh)?;
+    // What an agent does that was not told to share them.
+    let hooks = File::open(cgroup_root()?)?;
+    hooks.lock()?;
+    let is_alone = |arg: &OsString| arg != "--share-hooks";
+    let output = Command::new(programs::own("isthmus-accelerator")?)
+        .args(agent.run_args().into_iter().filter(is_alone))
+        .output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let pid = format!("process {}", std::process::id());
+    ensure!(!output.status.success(), "it runs");
+    ensure!(
+        stderr.contains(&pid) && stderr.contains("--share-hooks"),
+        "{stderr}"
+    );
+    Ok(())
+}
 
 #[test]
 fn a_second_agent_is_refused_and_learns_who_the_first_is() -> Result<()> {

@@ -117,3 +117,46 @@ fn nothing_that_happens_to_an_agent_costs_a_request_or_a_byte() -> Result<()> {
     ensure!(mesh.rules()? == rules, "the rules are others");
     Ok(())
 }
+
+/// The agent sweeps every minute.
+const SWEEP_PATIENCE: Duration = Duration::from_secs(90);
+
+#[test]
+fn pods_come_and_go_under_load_and_leave_no_entry() -> Result<()> {
+    const ROUNDS: u64 = 10;
+    let mesh = Mesh::start()?;
+    let mut agent = Agent::prepare(&mesh)?;
+    agent.start()?;
+    agent.follow(&mesh, 0)?;
+    let before = entries(&agent)?;
+    let traffic = Traffic::start(&mesh, WORKERS, Duration::from_millis(1));
+    for _ in 0..ROUNDS {
+        for pods in [2, 1, 2, 0] {
+            agent.follow(&mesh, pods)?;
+            traffic.wait_for(REQUESTS / 20)?;
+        }
+    }
+    let (requests, rate) = traffic.finish()?;
+    println!("{requests} requests, {rate}/s, {ROUNDS} rounds");
+    wait::until("the last entry to go", SWEEP_PATIENCE, || {
+        let after = entries(&agent)?;
+        ensure!(after == before, "{after:?}, and it was {before:?}");
+        Ok(())
+    })?;
+    agent.terminate()?;
+    agent.detach().map(drop)
+}
+
+/// Entries of each map, by its name.
+fn entries(agent: &Agent) -> Result<Vec<(String, u64)>> {
+    let status = agent.status()?;
+    let maps = status["maps"].as_array().context("a list")?.iter();
+    maps.map(|map| {
+        let name = map["name"].as_str().context("a name")?;
+        Ok((
+            name.to_owned(),
+            map["entries"].as_u64().context("a number")?,
+        ))
+    })
+    .collect()
+}
