@@ -10,6 +10,7 @@ use isthmus_integration_tests::iptables;
 use isthmus_integration_tests::load::Load;
 use isthmus_integration_tests::mesh::{CLIENT, Mesh, SERVER};
 use isthmus_integration_tests::netns::{InterfaceBytes, Netns};
+use isthmus_integration_tests::shell;
 use isthmus_integration_tests::wait;
 
 /// Requests that a change must not cost one of.
@@ -56,6 +57,35 @@ fn outbound_traffic_needs_no_iptables_and_keeps_its_original_destination() -> Re
         before,
         "no connection of the application met the rule"
     );
+    drop(accelerator);
+    Ok(())
+}
+
+// The client is left to iptables, so that its sidecar dials as one on another node does.
+#[test]
+fn what_arrives_needs_no_iptables_and_keeps_its_original_destination() -> Result<()> {
+    let (mesh, accelerator) = accelerated(&[SERVER])?;
+    let links = accelerator.pin_dir().join("links");
+    wait::until("a link to the namespace", DEADLINE, || {
+        let mut names = std::fs::read_dir(&links)?
+            .flatten()
+            .map(|file| file.file_name());
+        let is_link = |name: std::ffi::OsString| {
+            let name = name.to_string_lossy().into_owned();
+            name.starts_with("isthmus_sk_lookup-")
+        };
+        names.any(is_link).then_some(()).context("there is none")
+    })?;
+    let server = mesh.pod(SERVER)?;
+    let mut flush = server.netns.command("iptables");
+    shell::capture(flush.args(["--wait", "--table", "nat", "--flush"]))?;
+    let rules = iptables::counts(&server.netns)?;
+    assert_eq!(rules, [], "nothing is captured by iptables");
+
+    requests(&mesh, 100)?;
+    let inbound = mesh.trace(SERVER, "inbound")?;
+    let address = server.address;
+    assert_eq!(inbound["local"], format!("{address}:8080"), "{inbound}");
     drop(accelerator);
     Ok(())
 }
