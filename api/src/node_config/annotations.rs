@@ -214,7 +214,12 @@ fn parse_policy(
     let list = |name: &str| annotations.get(name).map_or("", String::as_str);
     Ok(TrafficPolicy {
         app_acceleration: parse_acceleration(annotations)?,
-        exclude_interfaces: items(list(EXCLUDE_INTERFACES)).map(str::to_owned).collect(),
+        // What arrives from a virtual machine is for the rules underneath, which call it outbound (I2).
+        exclude_interfaces: items(list(EXCLUDE_INTERFACES))
+            .chain(items(list(KUBEVIRT_INTERFACES)))
+            .chain(items(list(REROUTE_INTERFACES)))
+            .map(str::to_owned)
+            .collect(),
         exclude_outbound_ports,
         exclude_outbound_ranges: parse_ranges(
             EXCLUDE_OUTBOUND_RANGES,

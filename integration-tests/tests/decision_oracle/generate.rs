@@ -113,7 +113,7 @@ fn annotations() -> impl Strategy<Value = BTreeMap<String, String>> {
 }
 
 fn metadata() -> impl Strategy<Value = BTreeMap<String, String>> {
-    let groups = || subsequence(IDS.to_vec(), 1..3).prop_map(|groups| join(&groups));
+    let groups = || subsequence(IDS.to_vec(), 0..3).prop_map(|groups| join(&groups));
     let all = || Just("*".to_owned());
     let direct = select(vec!["127.0.0.1/32", "127.0.0.2/31", "127.0.0.0/8"]);
     let values = (
@@ -162,10 +162,6 @@ pub(super) fn attempt() -> impl Strategy<Value = Attempt> {
         select(V6_DESTINATIONS.to_vec()),
     );
     let v6 = v6.prop_map(|(source, to)| (source.map(IpAddr::V6), IpAddr::V6(to)));
-    // Pending.
-    let v6 = v6.prop_filter("an unbound socket", |(source, to)| {
-        source.is_some() || *to != ENVOY_V6
-    });
     (id(), id(), prop_oneof![v4, v6], select(PORTS.to_vec())).prop_map(
         |(uid, gid, (source, destination), port)| Attempt {
             uid,

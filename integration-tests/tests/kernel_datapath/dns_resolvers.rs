@@ -63,7 +63,7 @@ fn resolve(lab: &Lab, resolver: &[PathBuf], resolv_conf: &str) -> Result<Ipv4Add
 }
 
 #[test]
-fn resolvers_take_the_agents_answers() {
+fn case_19_resolvers_take_the_agents_answers() {
     let [v4, other_v4, v6, _] = SERVERS;
     let [direct_v4, direct_v6] = OTHERS;
     let cases = [

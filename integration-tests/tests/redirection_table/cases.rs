@@ -219,10 +219,6 @@ fn case_07_a_sidecar_that_starts_late_is_found_as_soon_as_it_listens() {
             (arriving(Addr::Pod, 8080), INBOUND_PORT),
         ];
         for (dialled, port) in dials {
-            // Pending.
-            if mode == Mode::AcceleratorAlone && port == INBOUND_PORT {
-                continue;
-            }
             for family in NO_MAPPED {
                 refused_then_answered(&net, &dialled, port, *family, mode);
             }

@@ -84,6 +84,7 @@ impl Agent {
         // killed test leaves of them.
         let fixture = Fixture::load();
         let config = write_config(&dir, &[])?;
+        // Other tests run agents for pods of their own at the same time.
         let mut args = vec!["run".into(), "--share-hooks".into()];
         args.extend(["--config".into(), config.into()]);
         args.extend(["--pin-dir".into(), fixture.pin_dir.clone().into()]);
