@@ -1,6 +1,7 @@
 //! The status as `OpenMetrics`.
 
 mod latency;
+mod parked;
 mod shadow;
 
 use std::fmt;
@@ -73,6 +74,7 @@ pub fn render(status: &Status, shadow: Option<&Report>) -> Result<String, fmt::E
     register_verdicts(&mut registry, &status.verdicts);
     register_hops(&mut registry, &status.hops);
     latency::register(&mut registry, &status.latencies);
+    parked::register(&mut registry, &status.parked);
     register_node(&mut registry, status);
     if let Some(report) = shadow {
         shadow::register(&mut registry, report);
@@ -310,6 +312,7 @@ mod tests {
                 verdict("passed", Some("port_excluded"), 4),
             ],
             latencies: vec![latency("connect"), latency("srtt")],
+            parked: Vec::new(),
             sockets: Vec::new(),
             maps: vec![MapUse {
                 name: "PODS",

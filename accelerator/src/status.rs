@@ -12,7 +12,7 @@ use serde::Serialize;
 
 pub(crate) use self::table::section;
 pub use self::{
-    observed::{Bucket, Latency, Verdict},
+    observed::{Bucket, Latency, Parked, Verdict},
     table::render_table,
 };
 use crate::runtime_dir::Roster;
@@ -49,6 +49,8 @@ pub struct Status {
     pub verdicts: Vec<Verdict>,
     /// How long connections took, by pod and hop.
     pub latencies: Vec<Latency>,
+    /// What lies unread past TCP, by pod, with its limits.
+    pub parked: Vec<Parked>,
     /// Sockets that may skip TCP/IP.
     pub sockets: Vec<Socket>,
     /// How full each map is.
@@ -248,6 +250,7 @@ pub fn collect(
         hops: hops(&datapath.hop_stats()?, &names),
         verdicts: observed::verdicts(&datapath.verdicts()?, &names),
         latencies: observed::latencies(&datapath.latency()?, &names),
+        parked: observed::parked(&datapath.parked()?, &names),
         sockets,
         maps,
         counters: datapath

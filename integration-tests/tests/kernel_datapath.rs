@@ -40,6 +40,8 @@ mod order;
 mod other_sockmap;
 #[path = "kernel_datapath/owners.rs"]
 mod owners;
+#[path = "kernel_datapath/parked.rs"]
+mod parked;
 #[path = "kernel_datapath/redirect.rs"]
 mod redirect;
 #[path = "kernel_datapath/share.rs"]

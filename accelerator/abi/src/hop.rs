@@ -159,11 +159,14 @@ pub enum PassReason {
     WriterUsesZeroCopy = 10,
     /// The reader has a low-water mark (`SO_RCVLOWAT`), which only TCP keeps.
     ReaderHasLowWaterMark = 11,
+    /// So much is parked at all readers of the pod that there is no room for more
+    /// ([`crate::MAX_PARKED_BYTES_PER_POD`], [`crate::MAX_PARKED_MESSAGES_PER_POD`]).
+    PodBudgetSpent = 12,
 }
 
 impl PassReason {
     /// Number of reasons.
-    pub const COUNT: usize = 12;
+    pub const COUNT: usize = 13;
 
     /// Every reason, by index.
     pub const ALL: [Self; Self::COUNT] = [
@@ -179,6 +182,7 @@ impl PassReason {
         Self::SockmapOff,
         Self::WriterUsesZeroCopy,
         Self::ReaderHasLowWaterMark,
+        Self::PodBudgetSpent,
     ];
 
     /// Returns the name that `status`, metrics and documents use.
@@ -197,6 +201,7 @@ impl PassReason {
             Self::SockmapOff => "sockmap_off",
             Self::WriterUsesZeroCopy => "writer_uses_zero_copy",
             Self::ReaderHasLowWaterMark => "reader_has_low_water_mark",
+            Self::PodBudgetSpent => "pod_budget_spent",
         }
     }
 
@@ -252,7 +257,7 @@ impl HopStats {
 }
 
 const _: () = assert!(size_of::<HopKey>() == 16);
-const _: () = assert!(size_of::<HopStats>() == 224);
+const _: () = assert!(size_of::<HopStats>() == 240);
 
 /// Events of the whole node. The number is an index into `COUNTERS`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]

@@ -30,6 +30,7 @@ mod latency;
 mod limits;
 mod listener;
 mod names;
+mod parked;
 mod pod;
 mod rules;
 mod socket;
@@ -49,13 +50,15 @@ pub use latency::{Histogram, LatencyKey, Measure};
 pub use limits::{
     FLOW_RING_BYTES, FLOW_WAKEUP_BYTES, HANDSHAKE_MAX_AGE_SECONDS, MAX_CIDR_RULES, MAX_GROUP_RULES,
     MAX_HANDSHAKES, MAX_HOP_ROWS, MAX_INTERFACE_RULES, MAX_LATENCY_ROWS, MAX_LISTENERS,
-    MAX_PARKED_MESSAGES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS,
+    MAX_PARKED_BYTES_PER_POD, MAX_PARKED_MESSAGES, MAX_PARKED_MESSAGES_PER_POD, MAX_POD_ADDRS,
+    MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS,
 };
 pub use listener::{
     Arrival, INBOUND_SOCKET, InboundPass, InboundRules, InboundVerdict, InterfaceKey,
     LISTENER_SLOTS, ListenerKey, ListenerKind, decide_inbound,
 };
 pub use names::{ABI_VERSION, global, map, program};
+pub use parked::{Parked, ParkedSum, PodParked, bpf_spin_lock};
 pub use pod::{PodConfig, PodFlags};
 pub use rules::{CIDR_DATA_BITS, CidrKey, GroupKey, PortKey, RULE_PRESENT, RuleList};
 pub use socket::{

@@ -49,6 +49,13 @@ pub const FLOW_WAKEUP_BYTES: u32 = FLOW_RING_BYTES / 4;
 /// the bound is 1 MiB per direction.
 pub const MAX_PARKED_MESSAGES: u32 = 1_024;
 
+/// Payload bytes that may be parked at all readers of one pod together: those of 64 readers that stall with
+/// a full default buffer (128 KiB; `net.ipv4.tcp_rmem`).
+pub const MAX_PARKED_BYTES_PER_POD: u64 = 8 << 20;
+
+/// Messages that may be parked at all readers of one pod together: 8 MiB of kernel memory beside the payload.
+pub const MAX_PARKED_MESSAGES_PER_POD: u64 = 8_192;
+
 /// Age in seconds from which a handshake is given up: Linux retries a SYN for 127 s
 /// (`net.ipv4.tcp_syn_retries` 6), so that an older entry has no SYN behind it.
 pub const HANDSHAKE_MAX_AGE_SECONDS: u64 = 180;

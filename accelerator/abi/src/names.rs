@@ -33,6 +33,10 @@ pub mod map {
     pub const ENDS: &str = "ENDS";
     /// `SOCKHASH`, [`crate::SockKey`] → socket. Linux 4.18.
     pub const SOCKETS: &str = "SOCKETS";
+    /// `HASH`, [`crate::SockKey`] of a reader → [`crate::Parked`]. Linux 3.19.
+    pub const PARKED: &str = "PARKED";
+    /// `HASH`, netns cookie of the readers → [`crate::PodParked`]. Linux 5.1 (its spin lock).
+    pub const POD_PARKED: &str = "POD_PARKED";
     /// `PERCPU_HASH`, [`crate::HopKey`] → [`crate::HopStats`]. Linux 4.6.
     pub const HOP_STATS: &str = "HOP_STATS";
     /// `PERCPU_HASH`, netns cookie → [`crate::PodVerdicts`]. Linux 4.6.
@@ -56,7 +60,7 @@ pub mod map {
     pub const INBOUND_SOCKETS: &str = "INBOUND_SOCKETS";
 
     /// Every map, in the order in which they are listed and removed.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 23] = [
         PODS,
         POD_ADDRS,
         PORT_RULES,
@@ -68,6 +72,8 @@ pub mod map {
         DNS_SOCKETS,
         ENDS,
         SOCKETS,
+        PARKED,
+        POD_PARKED,
         HOP_STATS,
         VERDICTS,
         LATENCY,

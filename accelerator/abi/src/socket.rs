@@ -137,10 +137,10 @@ pub struct SocketState {
     pub hop: Hop,
     /// What is known about this socket.
     pub flags: SocketFlags,
-    /// Messages redirected since the reader's queue was last seen empty.
-    pub parked_messages: u32,
     /// What has set [`SocketFlags::SLOW`]: a [`crate::PassReason::index`] + 1, 0 if nothing has.
     pub on_tcp_because: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 impl SocketState {
@@ -165,8 +165,8 @@ impl SocketState {
             bytes_redirected: 0,
             hop,
             flags,
-            parked_messages: 0,
             on_tcp_because: 0,
+            reserved: 0,
         }
     }
 }

@@ -9,8 +9,8 @@ use isthmus_accel_abi::{
 use isthmus_accel_core::{MapOp, State};
 
 use crate::{
-    CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ProgramRow,
-    RetiredRow, VerdictRow,
+    CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ParkedRow,
+    ProgramRow, RetiredRow, VerdictRow,
 };
 
 /// A datapath that only remembers. It has the bounds of the real maps.
@@ -26,6 +26,8 @@ pub struct FakeDatapath {
     pub verdicts: BTreeMap<u64, PodVerdicts>,
     /// What [`Datapath::latency`] returns.
     pub latency: BTreeMap<LatencyKey, Histogram>,
+    /// What [`Datapath::parked`] returns.
+    pub parked: Vec<ParkedRow>,
     /// What [`Datapath::pairs`] returns.
     pub pairs: Vec<PairRow>,
     /// What [`Datapath::retired`] returns.
@@ -83,6 +85,10 @@ impl Datapath for FakeDatapath {
             stats: *stats,
         };
         Ok(self.hops.iter().map(row).collect())
+    }
+
+    fn parked(&self) -> Result<Vec<ParkedRow>, DatapathError> {
+        Ok(self.parked.clone())
     }
 
     fn verdicts(&self) -> Result<Vec<VerdictRow>, DatapathError> {

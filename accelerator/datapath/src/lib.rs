@@ -24,6 +24,6 @@ pub use self::mechanism::{Mechanism, MechanismRow};
 pub use self::netns::netns_cookie;
 pub use self::probe::{Probe, ProbeRow, probe};
 pub use self::rows::{
-    CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ProgramRow,
-    RetiredRow, VerdictRow,
+    CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ParkedRow,
+    ProgramRow, RetiredRow, VerdictRow,
 };

@@ -24,8 +24,8 @@ use std::{
 };
 
 use isthmus_accel_abi::{
-    ABI_VERSION, Counter, FlowMode, Histogram, HopStats, PodVerdicts, RULE_PRESENT, Settings,
-    SettingsMode, program,
+    ABI_VERSION, Counter, FlowMode, Histogram, HopStats, ParkedSum, PodParked, PodVerdicts,
+    RULE_PRESENT, Settings, SettingsMode, program,
 };
 use isthmus_accel_core::{MapOp, State};
 
@@ -48,8 +48,8 @@ use self::{
     pins::Pins,
 };
 use crate::{
-    CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ProgramRow,
-    RetiredRow, VerdictRow,
+    CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ParkedRow,
+    ProgramRow, RetiredRow, VerdictRow,
 };
 
 /// The pinned programs and maps of the running kernel.
@@ -279,6 +279,18 @@ impl Datapath for LinuxDatapath {
         Ok(rows)
     }
 
+    fn parked(&self) -> Result<Vec<ParkedRow>, DatapathError> {
+        let rows = self.maps.pod_parked.entries()?;
+        let row = |(netns_cookie, pod): (u64, PodParked)| ParkedRow {
+            netns_cookie,
+            sum: pod.sum,
+        };
+        let mut rows: Vec<ParkedRow> = rows.into_iter().map(row).collect();
+        rows.sort_by_key(|row| row.netns_cookie);
+        rows.dedup_by_key(|row| row.netns_cookie);
+        Ok(rows)
+    }
+
     fn latency(&self) -> Result<Vec<LatencyRow>, DatapathError> {
         let mut rows = Vec::new();
         for key in self.maps.latency.keys()? {
@@ -338,6 +350,8 @@ impl Datapath for LinuxDatapath {
             Self::usage(&maps.tuples)?,
             Self::usage(&maps.ends)?,
             Self::usage(&maps.sockets)?,
+            Self::usage(&maps.parked)?,
+            Self::usage(&maps.pod_parked)?,
             Self::usage(&maps.hops)?,
             Self::usage(&maps.verdicts)?,
             Self::usage(&maps.latency)?,
@@ -373,6 +387,7 @@ impl Datapath for LinuxDatapath {
         // Connections outlive their pod, and count what they do.
         let pods: BTreeSet<u64> = self.maps.pods.keys()?.into_iter().collect();
         self.remove_rows(|cookie| !pods.contains(&cookie))?;
+        self.sweep_budgets(&pods)?;
         Ok(swept)
     }
 }
@@ -394,6 +409,16 @@ impl LinuxDatapath {
         for cookie in maps.verdicts.keys()? {
             if is_gone(cookie) {
                 maps.verdicts.remove(&cookie)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets the accounts of pods that are gone, once their last reader has closed.
+    fn sweep_budgets(&self, pods: &BTreeSet<u64>) -> Result<(), DatapathError> {
+        for (netns_cookie, pod) in self.maps.pod_parked.entries()? {
+            if pod.sum == ParkedSum::default() && !pods.contains(&netns_cookie) {
+                self.maps.pod_parked.remove(&netns_cookie)?;
             }
         }
         Ok(())

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, fmt, io, path::PathBuf, time::Duration};
 
-use isthmus_accel_abi::{Counter, Histogram, HopKey, HopStats, LatencyKey, PodVerdicts, SockKey};
+use isthmus_accel_abi::{
+    Counter, Histogram, HopKey, HopStats, LatencyKey, ParkedSum, PodVerdicts, SockKey,
+};
 use isthmus_accel_core::{MapOp, State};
 
 /// Something that captures traffic as its [`State`] says: the kernel, or a fake.
@@ -49,6 +51,13 @@ pub trait Datapath: fmt::Debug {
     ///
     /// Returns [`DatapathError::Map`] if the map cannot be read.
     fn verdicts(&self) -> Result<Vec<VerdictRow>, DatapathError>;
+
+    /// Returns what lies unread at the readers of each pod past TCP, by namespace.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if the map cannot be read.
+    fn parked(&self) -> Result<Vec<ParkedRow>, DatapathError>;
 
     /// Returns how long the connections of every hop took, summed over CPUs, by key.
     ///
@@ -139,6 +148,15 @@ pub struct VerdictRow {
     pub netns_cookie: u64,
     /// The counts.
     pub verdicts: PodVerdicts,
+}
+
+/// What lies unread at the readers of one pod past TCP, as far as its budget knows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ParkedRow {
+    /// Namespace of the readers.
+    pub netns_cookie: u64,
+    /// How much.
+    pub sum: ParkedSum,
 }
 
 /// How long the connections of one hop of one pod took.

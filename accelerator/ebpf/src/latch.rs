@@ -6,14 +6,16 @@
 //! TCP does not: once a direction has used TCP, it stays there. And a redirect has no flow control of
 //! its own, so it ends where the reader's receive buffer does.
 
-use isthmus_accel_abi::{MAX_PARKED_MESSAGES, PassReason, SocketFlags, SocketState};
+use isthmus_accel_abi::{PassReason, SocketFlags, SocketState};
 
 use crate::{
+    budget,
     kernel::KernelSock,
     maps::{ENDS, is_sockmap_on},
 };
 
-/// Says whether a message of `size_bytes` may be redirected. The caller holds the sender's lock.
+/// Says whether a message of `size_bytes` may be redirected, and charges it to the reader's pod if so. The
+/// caller holds the sender's lock.
 ///
 /// Nothing is overtaken: what is acknowledged has entered the reader's queue before, so that, once
 /// everything is, the queue can only shrink, and a queue that is empty then stays empty. (The
@@ -54,13 +56,7 @@ pub fn check(state: &mut SocketState, size_bytes: u32) -> Result<(), PassReason>
     if u64::from(used) + u64::from(size_bytes) > u64::from(room) {
         return Err(PassReason::PeerBufferFull);
     }
-    if used == 0 {
-        state.parked_messages = 0;
-    }
-    if state.parked_messages >= MAX_PARKED_MESSAGES {
-        return Err(PassReason::TooManyParked);
-    }
-    Ok(())
+    budget::charge(state, used, size_bytes)
 }
 
 /// Finds the other end, and makes sure that its memory still is its.

@@ -15,6 +15,7 @@
 #![no_std]
 #![no_main]
 
+mod budget;
 mod connect;
 mod counters;
 mod flow;

@@ -17,7 +17,7 @@ use isthmus_accel_abi::{
     CidrKey, Counter, DnsSocket, End, FLOW_RING_BYTES, FlowFacts, GroupKey, Handshake, Histogram, HopKey,
     HopStats, InterfaceKey, LatencyKey, ListenerKey, MAX_CIDR_RULES, MAX_GROUP_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS,
     MAX_INTERFACE_RULES, MAX_LATENCY_ROWS, MAX_LISTENERS, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES,
-    MAX_SOCKETS, PodConfig, PodVerdicts, PortKey, Settings, SettingsMode, SockKey, SocketState,
+    MAX_SOCKETS, Parked, PodConfig, PodParked, PodVerdicts, PortKey, Settings, SettingsMode, SockKey, SocketState,
     TupleEntry,
 };
 
@@ -133,6 +133,8 @@ maps! {
     ORIG_DST_BY_TUPLE: HASH<SockKey, TupleEntry>, MAX_HANDSHAKES, PREALLOC;
     ENDS: HASH<SockKey, End>, MAX_SOCKETS, NO_PREALLOC;
     SOCKETS: SOCKHASH<SockKey, u32>, MAX_SOCKETS, PREALLOC;
+    PARKED: HASH<SockKey, Parked>, MAX_SOCKETS, NO_PREALLOC;
+    POD_PARKED: HASH<u64, PodParked>, MAX_PODS, NO_PREALLOC;
     HOP_STATS: PERCPU_HASH<HopKey, HopStats>, MAX_HOP_ROWS, NO_PREALLOC;
     VERDICTS: PERCPU_HASH<u64, PodVerdicts>, MAX_PODS, NO_PREALLOC;
     LATENCY: PERCPU_HASH<LatencyKey, Histogram>, MAX_LATENCY_ROWS, NO_PREALLOC;

@@ -15,6 +15,7 @@ use aya_ebpf::{
 use isthmus_accel_abi::{PassReason, SocketFlags, SocketState};
 
 use crate::{
+    budget,
     counters::count_message,
     latch,
     maps::{SOCKET_STATE, SOCKETS},
@@ -46,11 +47,11 @@ fn message(msg: *mut sk_msg_md) {
     }
     // SAFETY: not null, so it is this socket's state, and sendmsg holds its lock.
     let state = unsafe { &mut *state };
-    let outcome = latch::check(state, size_bytes).and_then(|()| redirect(msg, state));
+    budget::settle_own(state);
+    let outcome = latch::check(state, size_bytes).and_then(|()| redirect(msg, state, size_bytes));
     count_message(state, size_bytes, outcome);
     match outcome {
         Ok(()) => {
-            state.parked_messages += 1;
             state.bytes_redirected = state.bytes_redirected.wrapping_add(size_bytes.into());
         }
         Err(reason) => {
@@ -63,7 +64,11 @@ fn message(msg: *mut sk_msg_md) {
 }
 
 #[inline(always)]
-fn redirect(msg: *mut sk_msg_md, state: &mut SocketState) -> Result<(), PassReason> {
+fn redirect(
+    msg: *mut sk_msg_md,
+    state: &mut SocketState,
+    size_bytes: u32,
+) -> Result<(), PassReason> {
     // SAFETY: our context, our map, and an initialised key.
     let verdict = unsafe {
         bpf_msg_redirect_hash(
@@ -76,6 +81,7 @@ fn redirect(msg: *mut sk_msg_md, state: &mut SocketState) -> Result<(), PassReas
     if verdict == i64::from(SK_PASS) {
         Ok(())
     } else {
+        budget::refund(state, size_bytes);
         Err(PassReason::RedirectFailed)
     }
 }

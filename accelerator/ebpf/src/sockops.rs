@@ -24,6 +24,7 @@ use isthmus_accel_abi::{
 };
 
 use crate::{
+    budget,
     counters::{count, count_connection},
     flow,
     kernel::KernelSock,
@@ -181,6 +182,7 @@ fn on_state(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
     let own = state.peer.flipped(state.netns_cookie);
     if ENDS.get(&own).is_some_and(|end| end.cookie == cookie) {
         ENDS.delete(&own);
+        budget::close(&own);
     }
     if state.flags.has(SocketFlags::HAS_CONNECTED) {
         let peer = state.peer;

@@ -1,10 +1,29 @@
 //! What became of connect calls, and how long connections took.
 
-use isthmus_accel_abi::{Histogram, Measure, VerdictCode};
-use isthmus_accel_datapath::{LatencyRow, VerdictRow};
+use isthmus_accel_abi::{
+    Histogram, MAX_PARKED_BYTES_PER_POD, MAX_PARKED_MESSAGES_PER_POD, Measure, VerdictCode,
+};
+use isthmus_accel_datapath::{LatencyRow, ParkedRow, VerdictRow};
 use serde::Serialize;
 
 use super::{Names, by_name};
+
+/// What lies unread at the readers of one pod past TCP.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Parked {
+    /// The reading pod, `null` if no agent has left its name.
+    pub pod: Option<String>,
+    /// Its network namespace.
+    pub netns_cookie: u64,
+    /// Payload bytes.
+    pub bytes: u64,
+    /// Bytes from which on TCP carries everything.
+    pub limit_bytes: u64,
+    /// Messages, each counted until its queue is seen empty.
+    pub messages: u64,
+    /// Messages from which on TCP carries everything.
+    pub limit_messages: u64,
+}
 
 /// Connect calls of one pod with one outcome. Counted since the pod was added.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -93,6 +112,22 @@ pub(super) fn verdicts(rows: &[VerdictRow], names: &Names<'_>) -> Vec<Verdict> {
         by_name(a.pod.as_deref(), a.netns_cookie).cmp(&by_name(b.pod.as_deref(), b.netns_cookie))
     });
     verdicts
+}
+
+pub(super) fn parked(rows: &[ParkedRow], names: &Names<'_>) -> Vec<Parked> {
+    let of_row = |row: &ParkedRow| Parked {
+        pod: names.get(&row.netns_cookie).map(|name| (*name).to_owned()),
+        netns_cookie: row.netns_cookie,
+        bytes: row.sum.bytes,
+        limit_bytes: MAX_PARKED_BYTES_PER_POD,
+        messages: row.sum.messages,
+        limit_messages: MAX_PARKED_MESSAGES_PER_POD,
+    };
+    let mut parked: Vec<Parked> = rows.iter().map(of_row).collect();
+    parked.sort_by(|a, b| {
+        by_name(a.pod.as_deref(), a.netns_cookie).cmp(&by_name(b.pod.as_deref(), b.netns_cookie))
+    });
+    parked
 }
 
 pub(super) fn latencies(rows: &[LatencyRow], names: &Names<'_>) -> Vec<Latency> {

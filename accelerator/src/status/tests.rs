@@ -2,11 +2,11 @@
 //! change of the interface.
 
 use isthmus_accel_abi::{
-    Histogram, Hop as AbiHop, HopKey, HopStats, LatencyKey, Measure, PassCause, PodConfig,
-    PodVerdicts, VerdictCode, v4_mapped,
+    Histogram, Hop as AbiHop, HopKey, HopStats, LatencyKey, Measure, ParkedSum, PassCause,
+    PodConfig, PodVerdicts, VerdictCode, v4_mapped,
 };
 use isthmus_accel_core::MapOp;
-use isthmus_accel_datapath::fake::FakeDatapath;
+use isthmus_accel_datapath::{ParkedRow, fake::FakeDatapath};
 
 use super::*;
 use crate::runtime_dir::RosterPod;
@@ -119,6 +119,13 @@ fn datapath() -> FakeDatapath {
     verdicts.counts[VerdictCode::REDIRECTED.index()] = 16;
     verdicts.counts[VerdictCode::passed(PassCause::PortExcluded).index()] = 4;
     datapath.verdicts.insert(1, verdicts);
+    datapath.parked = vec![ParkedRow {
+        netns_cookie: 1,
+        sum: ParkedSum {
+            bytes: 700,
+            messages: 3,
+        },
+    }];
     let mut histogram = Histogram::EMPTY;
     histogram.counts[3] = 15;
     histogram.counts[6] = 1;

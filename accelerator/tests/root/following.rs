@@ -11,8 +11,8 @@ use std::{
 use isthmus_accel_abi::program;
 use isthmus_accel_core::{MapOp, State};
 use isthmus_accel_datapath::{
-    CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ProgramRow,
-    RetiredRow, VerdictRow, fake::FakeDatapath,
+    CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ParkedRow,
+    ProgramRow, RetiredRow, VerdictRow, fake::FakeDatapath,
 };
 use isthmus_accelerator::{
     run::{Home, read_first, run},
@@ -261,6 +261,10 @@ impl Datapath for SharedFake {
 
     fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError> {
         self.with(|fake| fake.hop_stats())
+    }
+
+    fn parked(&self) -> Result<Vec<ParkedRow>, DatapathError> {
+        self.with(|fake| fake.parked())
     }
 
     fn verdicts(&self) -> Result<Vec<VerdictRow>, DatapathError> {

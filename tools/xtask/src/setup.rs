@@ -14,7 +14,12 @@ pub(crate) use debian::{DebianPackage, ensure_debian, is_root};
 pub(crate) use scratch::Scratch;
 
 /// What the lab and the demo run, and which Debian package has it.
-const PACKAGES: [DebianPackage; 7] = [
+const PACKAGES: [DebianPackage; 8] = [
+    DebianPackage {
+        program: "haproxy",
+        package: "haproxy",
+        why: "an application that reads by splice",
+    },
     DebianPackage {
         program: "ip",
         package: "iproute2",

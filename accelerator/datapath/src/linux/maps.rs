@@ -10,7 +10,8 @@ use std::{
 use bytemuck::Pod;
 use isthmus_accel_abi::{
     CidrKey, Counter, End, GroupKey, Handshake, Histogram, HopKey, HopStats, InterfaceKey,
-    LatencyKey, ListenerKey, PodConfig, PodVerdicts, PortKey, Settings, SockKey, TupleEntry, map,
+    LatencyKey, ListenerKey, Parked, PodConfig, PodParked, PodVerdicts, PortKey, Settings, SockKey,
+    TupleEntry, map,
 };
 
 use super::{
@@ -232,6 +233,8 @@ pub(crate) struct Maps {
     pub(crate) tuples: TypedMap<SockKey, TupleEntry>,
     pub(crate) ends: TypedMap<SockKey, End>,
     pub(crate) sockets: TypedMap<SockKey, u32>,
+    pub(crate) parked: TypedMap<SockKey, Parked>,
+    pub(crate) pod_parked: TypedMap<u64, PodParked>,
     pub(crate) hops: TypedMap<HopKey, HopStats>,
     pub(crate) verdicts: TypedMap<u64, PodVerdicts>,
     pub(crate) latency: TypedMap<LatencyKey, Histogram>,
@@ -253,6 +256,8 @@ impl Maps {
             tuples: TypedMap::open(pins, map::ORIG_DST_BY_TUPLE)?,
             ends: TypedMap::open(pins, map::ENDS)?,
             sockets: TypedMap::open(pins, map::SOCKETS)?,
+            parked: TypedMap::open(pins, map::PARKED)?,
+            pod_parked: TypedMap::open(pins, map::POD_PARKED)?,
             hops: TypedMap::open(pins, map::HOP_STATS)?,
             verdicts: TypedMap::open(pins, map::VERDICTS)?,
             latency: TypedMap::open(pins, map::LATENCY)?,

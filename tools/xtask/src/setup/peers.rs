@@ -44,7 +44,13 @@ struct GoProgram {
     what: &'static str,
 }
 
-const GO_PROGRAMS: [GoProgram; 3] = [
+const GO_PROGRAMS: [GoProgram; 4] = [
+    GoProgram {
+        dir: "go-splice",
+        name: "go-splice",
+        program: "go-splice",
+        what: "a TCP proxy in Go (an application that reads by splice)",
+    },
     GoProgram {
         dir: "go",
         name: "grpc-go",

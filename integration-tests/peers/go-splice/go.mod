@@ -1,0 +1,3 @@
+module github.com/isthmus-io/isthmus/integration-tests/peers/go-splice
+
+go 1.26.0
