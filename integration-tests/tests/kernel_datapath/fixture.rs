@@ -196,15 +196,18 @@ pub(crate) struct Pod {
 impl Pod {
     /// Makes a namespace whose address is on its loopback device.
     pub(crate) fn new(addr: [u8; 4]) -> Self {
-        let netns = thread::spawn(|| {
+        thread::spawn(move || {
             // SAFETY: changes this thread only, which ends with this closure.
             check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).expect("unshare works as root");
-            File::open("/proc/thread-self/ns/net")
-                .expect("a thread has a network namespace")
-                .into()
+            Self::open(Path::new("/proc/thread-self/ns/net"), addr)
         })
         .join()
-        .expect("the namespace is made");
+        .expect("the namespace is made")
+    }
+
+    /// Opens a namespace that somebody has made.
+    pub(crate) fn open(netns: &Path, addr: [u8; 4]) -> Self {
+        let netns = File::open(netns).expect("the namespace is there").into();
         let mut pod = Self {
             netns,
             cookie: 0,
