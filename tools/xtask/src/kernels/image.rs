@@ -57,12 +57,10 @@ pub(super) fn base(programs: &Programs) -> anyhow::Result<Vec<u8>> {
         linked.insert(real.clone());
         cpio.link(&Path::new("/bin").join(name), &real.to_string_lossy());
     }
-    for module in fs::read_dir(XTABLES)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok)
-    {
-        add_file(&mut cpio, &module.path())?;
+    for dir in [Path::new(XTABLES), &programs.data] {
+        for file in fs::read_dir(dir).into_iter().flatten().flatten() {
+            add_file(&mut cpio, &file.path())?;
+        }
     }
     add_as(&mut cpio, Path::new("/init"), &programs.init)?;
     linked.insert(programs.init.clone());
