@@ -19,7 +19,7 @@ use crate::DatapathError;
 /// Where a program goes among those that a cgroup has at a hook.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Place {
-    /// Before all others. From Linux 6.17 on.
+    /// Before all others. From Linux 6.12 on.
     First,
     /// After all others.
     Last,
@@ -41,7 +41,7 @@ const LOAD_BALANCERS: [&str; 4] = ["cil_sock4_", "cil_sock6_", "sock4_", "sock6_
 pub(crate) const FEATURE: &str = "first place at connect";
 /// What to do about a load balancer that is first.
 pub(crate) const REMEDY: &str =
-    "run Linux 6.17 or newer, or run Cilium without socket load balancing for pods";
+    "run Linux 6.12 or newer, or run Cilium without socket load balancing for pods";
 
 /// The place for a program of ours that is about to be attached.
 ///
