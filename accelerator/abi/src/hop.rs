@@ -162,11 +162,14 @@ pub enum PassReason {
     /// So much is parked at all readers of the pod that there is no room for more
     /// ([`crate::MAX_PARKED_BYTES_PER_POD`], [`crate::MAX_PARKED_MESSAGES_PER_POD`]).
     PodBudgetSpent = 12,
+    /// The writer has ended its direction, or the connection has: TCP answers with an error, and a redirect would
+    /// deliver the bytes behind the end.
+    WriterHasEnded = 13,
 }
 
 impl PassReason {
     /// Number of reasons.
-    pub const COUNT: usize = 13;
+    pub const COUNT: usize = 14;
 
     /// Every reason, by index.
     pub const ALL: [Self; Self::COUNT] = [
@@ -183,6 +186,7 @@ impl PassReason {
         Self::WriterUsesZeroCopy,
         Self::ReaderHasLowWaterMark,
         Self::PodBudgetSpent,
+        Self::WriterHasEnded,
     ];
 
     /// Returns the name that `status`, metrics and documents use.
@@ -202,6 +206,7 @@ impl PassReason {
             Self::WriterUsesZeroCopy => "writer_uses_zero_copy",
             Self::ReaderHasLowWaterMark => "reader_has_low_water_mark",
             Self::PodBudgetSpent => "pod_budget_spent",
+            Self::WriterHasEnded => "writer_has_ended",
         }
     }
 
@@ -257,7 +262,7 @@ impl HopStats {
 }
 
 const _: () = assert!(size_of::<HopKey>() == 16);
-const _: () = assert!(size_of::<HopStats>() == 240);
+const _: () = assert!(size_of::<HopStats>() == 256);
 
 /// Events of the whole node. The number is an index into `COUNTERS`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]

@@ -14,6 +14,10 @@ use crate::{
     maps::{ENDS, is_sockmap_on},
 };
 
+/// States in which a socket may send (Linux, `include/net/tcp_states.h`).
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_CLOSE_WAIT: u32 = 8;
+
 /// Says whether a message of `size_bytes` may be redirected, and charges it to the reader's pod if so. The
 /// caller holds the sender's lock.
 ///
@@ -23,7 +27,11 @@ use crate::{
 /// or carries no data. It is not looked at, because acknowledgements of the reader's own messages
 /// pass through it all the time.)
 #[inline(always)]
-pub fn check(state: &mut SocketState, size_bytes: u32) -> Result<(), PassReason> {
+pub fn check(
+    state: &mut SocketState,
+    tcp_state: u32,
+    size_bytes: u32,
+) -> Result<(), PassReason> {
     if !state.hop.is_read_by_proxy() && !state.flags.has(SocketFlags::READER_OPTED_IN) {
         return Err(PassReason::ReaderIsApp);
     }
@@ -32,6 +40,10 @@ pub fn check(state: &mut SocketState, size_bytes: u32) -> Result<(), PassReason>
     }
     if !is_sockmap_on() {
         return Err(PassReason::SockmapOff);
+    }
+    // After shutdown(2), tcp_sendmsg gives EPIPE and a redirect does not (Linux, `tcp_bpf_sendmsg`).
+    if !matches!(tcp_state, TCP_ESTABLISHED | TCP_CLOSE_WAIT) {
+        return Err(PassReason::WriterHasEnded);
     }
 
     let peer = peer(state)?;

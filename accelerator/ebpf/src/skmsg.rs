@@ -48,7 +48,10 @@ fn message(msg: *mut sk_msg_md) {
     // SAFETY: not null, so it is this socket's state, and sendmsg holds its lock.
     let state = unsafe { &mut *state };
     budget::settle_own(state);
-    let outcome = latch::check(state, size_bytes).and_then(|()| redirect(msg, state, size_bytes));
+    // SAFETY: a read of a field of a socket that the verifier knows, of the field's own width.
+    let tcp_state = unsafe { read_volatile(addr_of!((*sk).state)) };
+    let outcome = latch::check(state, tcp_state, size_bytes)
+        .and_then(|()| redirect(msg, state, size_bytes));
     count_message(state, size_bytes, outcome);
     match outcome {
         Ok(()) => {

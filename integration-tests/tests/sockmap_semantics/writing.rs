@@ -12,6 +12,9 @@ use crate::{
 /// More than the largest buffers of a machine with default settings together (4 and 6 MiB).
 const BOUND_BYTES: usize = 16 << 20;
 
+/// State in TCP_INFO of a socket whose FIN is acknowledged.
+const TCP_FIN_WAIT2: u8 = 5;
+
 #[test]
 fn a_reader_that_stalls_stops_its_writer() {
     check(
@@ -91,6 +94,11 @@ fn nothing_can_be_written_after_the_end() {
                 .expect("it is connected");
             let bytes = recv(&pair.reader, 16, 0);
             let end = recv(&pair.reader, 16, 0);
+            // Until then the unacknowledged FIN alone keeps a message on TCP.
+            wait_until("the end is acknowledged", || {
+                let info = sockopt(&pair.writer, libc::IPPROTO_TCP, libc::TCP_INFO, 8);
+                info.expect("Linux 2.4").first() == Some(&TCP_FIN_WAIT2)
+            });
             let late = send(&pair.writer, b"late", 0);
             vec![bytes, end, late, recv(&pair.reader, 16, libc::MSG_DONTWAIT)]
         },

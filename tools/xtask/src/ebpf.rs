@@ -152,6 +152,11 @@ fn install(tools: &Path) -> anyhow::Result<()> {
 
 fn build(root: &Path, tools: &Path) -> anyhow::Result<Vec<u8>> {
     let target = tools.with_file_name("ebpf");
+    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
+    // The compiler names files by where they really are: through a link, no prefix below would match.
+    let target = target
+        .canonicalize()
+        .with_context(|| format!("finding {}", target.display()))?;
     let stage = target.join("sources");
     stage_sources(root, &stage)?;
     let path = env::join_paths(
