@@ -9,7 +9,9 @@ use isthmus_integration_tests::{programs, shell};
 use serde_json::Value;
 
 const WORKLOADS: usize = 6;
-const PATHS: [&str; 5] = ["no-mesh", "iptables", "redirect", "default", "full"];
+const PATHS: [&str; 6] = [
+    "no-mesh", "iptables", "redirect", "default", "flows", "full",
+];
 
 #[test]
 fn every_workload_goes_by_every_path() -> Result<()> {
@@ -52,12 +54,15 @@ fn every_workload_goes_by_every_path() -> Result<()> {
         let path = row["path"].as_str().unwrap_or_default();
         // Of the six legs of a small exchange two are between sidecars, and two more begin at an application.
         let least = match path {
-            "default" if is_small => 0.15,
+            "default" | "flows" if is_small => 0.15,
             "full" if is_small => 0.3,
             _ => 0.0,
         };
         ensure!(share >= least, "{row}");
-        ensure!(matches!(path, "default" | "full") || share == 0.0, "{row}");
+        ensure!(
+            matches!(path, "default" | "flows" | "full") || share == 0.0,
+            "{row}"
+        );
     }
     for name in ["requests", "p50", "p99", "cpu"] {
         let drawing = fs::read_to_string(out.path().join(format!("accel-{name}.svg")))?;

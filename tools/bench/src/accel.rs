@@ -1,4 +1,4 @@
-//! `isthmus-bench accel`: pod to pod through two sidecars, by five paths that take turns.
+//! `isthmus-bench accel`: pod to pod through two sidecars, by six paths that take turns.
 
 mod application;
 mod drawing;

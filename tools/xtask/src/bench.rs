@@ -62,7 +62,7 @@ struct Accel {
     #[arg(long)]
     workload: Option<String>,
 
-    /// Data paths beside iptables: no-mesh, redirect, default, full; all of them if left out.
+    /// Data paths beside iptables: no-mesh, redirect, default, flows, full; all of them if left out.
     #[arg(long)]
     path: Option<String>,
 
