@@ -12,7 +12,7 @@ use crate::{
 /// More than the largest buffers of a machine with default settings together (4 and 6 MiB).
 const BOUND_BYTES: usize = 16 << 20;
 
-/// State in TCP_INFO of a socket whose FIN is acknowledged.
+/// State in `TCP_INFO` of a socket whose FIN is acknowledged.
 const TCP_FIN_WAIT2: u8 = 5;
 
 #[test]
