@@ -247,7 +247,23 @@ pub(crate) fn become_user_in(netns: &Path, user: User) -> Result<()> {
 }
 
 pub(crate) fn connect(to: SocketAddrV4) -> Result<TcpStream> {
-    let stream = TcpStream::connect(to).with_context(|| format!("connecting to {to}"))?;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let count = NEXT.fetch_add(1, Ordering::Relaxed);
+    connect_from(
+        APPLICATION_PORTS.start + count % (APPLICATION_PORTS.end - APPLICATION_PORTS.start),
+        to,
+    )
+}
+
+/// Source ports of applications, for the reason that [`SourcePorts`] has.
+const APPLICATION_PORTS: std::ops::Range<u16> = 30_000..50_000;
+
+fn connect_from(port: u16, to: SocketAddrV4) -> Result<TcpStream> {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))
+        .with_context(|| format!("binding to port {port}"))?;
+    rustix::net::connect(&socket, &to).with_context(|| format!("connecting to {to}"))?;
+    let stream = socket.into();
     prepare(&stream)?;
     Ok(stream)
 }
@@ -266,14 +282,7 @@ impl SourcePorts {
     }
 
     fn connect(&self, to: SocketAddrV4) -> Result<TcpStream> {
-        let port = self.0.fetch_add(1, Ordering::Relaxed);
-        let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
-        bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))
-            .with_context(|| format!("binding to port {port}"))?;
-        rustix::net::connect(&socket, &to).with_context(|| format!("connecting to {to}"))?;
-        let stream = socket.into();
-        prepare(&stream)?;
-        Ok(stream)
+        connect_from(self.0.fetch_add(1, Ordering::Relaxed), to)
     }
 }
 
