@@ -1,7 +1,7 @@
-//! The accelerator's decision against Istio's rules: random annotations, random connections.
+//! The accelerator's decisions against Istio's rules: random annotations, random connections.
 //!
-//! One side reads the annotations as the agent does and asks `decide()`, the function that runs in the
-//! kernel. The other side gives them to Istio's own code and interprets the rules that come out. The
+//! One side reads the annotations as the agent does and asks `decide()`, `decide_datagram()` and
+//! `decide_inbound()`, the functions that run in the kernel. The other side gives them to Istio's own code and interprets the rules that come out. The
 //! interpreter knows nothing of sidecars, only of chains, matches and jumps.
 
 #[path = "decision_oracle/generate.rs"]
@@ -10,12 +10,17 @@ mod generate;
 mod rules;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use generate::{Attempt, CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6, attempt, is_local, settings};
+use generate::{
+    Attempt, CLIENT_V4, CLIENT_V6, INTERFACES, SERVER_V4, SERVER_V6, Visit, attempt, is_local,
+    is_of_server, settings, settings_with_interfaces, visit,
+};
 use isthmus_accel_abi::{
-    Dial, DnsVerdict, LOOPBACK, LOOPBACK_V6, Verdict, decide, decide_datagram, v4_mapped,
+    Arrival, Dial, DnsVerdict, InboundVerdict, LOOPBACK, LOOPBACK_V6, Verdict, decide,
+    decide_datagram, decide_inbound, v4_mapped,
 };
 use isthmus_accel_core::{ResolvedPod, Sources, State, plan};
 use isthmus_api::node_config::{Capture as PodCapture, NodeConfig, PodName};
@@ -66,7 +71,9 @@ fn load(client: &PodSettings, server: &PodSettings) -> State {
         };
         let resolved = ResolvedPod {
             addrs: [IpAddr::V4(v4), IpAddr::V6(v6)].into(),
-            interfaces: [].into(),
+            interfaces: INTERFACES
+                .map(|(name, ifindex)| (name.to_owned(), ifindex))
+                .into(),
             netns_cookie,
             sources: Sources::default(),
             policy: policy.clone(),
@@ -226,6 +233,51 @@ fn has_unknown_servers(settings: &PodSettings) -> bool {
         && settings.name_servers.is_empty()
 }
 
+// What iptables makes of an arrival, without the accelerator.
+fn arrival_by_iptables(visit: &Visit, server: &RuleSet) -> Outcome {
+    // What a pod sends to itself went through OUTPUT, and NAT looks at a connection once.
+    if is_of_server(visit.remote) {
+        return Outcome::Pass;
+    }
+    let packet = Packet {
+        protocol: Protocol::Tcp,
+        interface: visit.interface,
+        source: visit.remote,
+        destination: visit.local,
+        port: visit.port,
+        // Of whoever sent it, which nothing shows here.
+        uid: u32::MAX,
+        gid: u32::MAX,
+    };
+    match server.run("PREROUTING", &packet) {
+        // To where it goes anyway.
+        Outcome::Redirect(port) if port == visit.port => Outcome::Pass,
+        outcome @ (Outcome::Pass | Outcome::Redirect(_)) => outcome,
+    }
+}
+
+// What the accelerator makes of it, without iptables.
+fn arrival_by_accelerator(visit: &Visit, state: &State) -> Outcome {
+    // For IPv6 the kernel names the interface that has the address.
+    let interface = if visit.local.is_ipv6() && visit.interface == "lo" {
+        "eth0"
+    } else {
+        visit.interface
+    };
+    let ifindex = BTreeMap::from(INTERFACES)[interface];
+    let arrival = Arrival {
+        netns_cookie: SERVER,
+        local: bytes(visit.local),
+        port: visit.port.to_be_bytes(),
+        remote: bytes(visit.remote),
+        ingress_ifindex: ifindex,
+    };
+    match decide_inbound(&arrival, state) {
+        InboundVerdict::Pass(_) => Outcome::Pass,
+        InboundVerdict::Steer => Outcome::Redirect(INBOUND),
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3_000) })]
 
@@ -263,6 +315,19 @@ proptest! {
                 Outcome::Pass
             };
             prop_assert_eq!(decided, expected, "{:?}: {:?}", attempt, verdict);
+        }
+    }
+    #[test]
+    fn what_arrives_goes_where_istios_rules_send_it(
+        server in settings_with_interfaces(),
+        visits in prop::collection::vec(visit(), 32),
+    ) {
+        let state = load(&PodSettings::default(), &server);
+        let rules = RuleSet::of(&server);
+        for visit in visits {
+            let expected = arrival_by_iptables(&visit, &rules);
+            let decided = arrival_by_accelerator(&visit, &state);
+            prop_assert_eq!(decided, expected, "{:?}", visit);
         }
     }
 }

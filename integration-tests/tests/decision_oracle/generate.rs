@@ -56,6 +56,13 @@ const V6_DESTINATIONS: [Ipv6Addr; 7] = [
     ENVOY_V6,
 ];
 const IDS: [u32; 5] = [0, 1000, 1337, 2000, 2102];
+/// Interfaces of each pod, with their numbers.
+pub(super) const INTERFACES: [(&str, u32); 3] = [("lo", 1), ("eth0", 2), ("eth1", 3)];
+/// What a pod may exclude; iptables reads a `+` at the end as "whatever follows".
+const INTERFACE_NAMES: [&str; 4] = ["eth0", "eth1", "eth+", "net1"];
+// An address of the server's pod that the agent was not told of: it came a moment ago, or is link-local.
+const UNKNOWN_SERVER_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 99);
+const UNKNOWN_SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 
 /// Who dials what.
 #[derive(Clone, Debug)]
@@ -65,6 +72,19 @@ pub(super) struct Attempt {
     /// Address that the socket is bound to, if it is.
     pub(super) source: Option<IpAddr>,
     pub(super) destination: IpAddr,
+    pub(super) port: u16,
+}
+
+/// A connection that arrives at the server's pod.
+#[derive(Clone, Debug)]
+pub(super) struct Visit {
+    /// Interface that it came in by.
+    pub(super) interface: &'static str,
+    /// Address that it comes from.
+    pub(super) remote: IpAddr,
+    /// Address that it is for.
+    pub(super) local: IpAddr,
+    /// Port that it is for.
     pub(super) port: u16,
 }
 
@@ -83,6 +103,16 @@ pub(super) fn settings() -> impl Strategy<Value = PodSettings> {
             proxy_uid,
         },
     )
+}
+
+/// A pod that may leave interfaces alone, too.
+pub(super) fn settings_with_interfaces() -> impl Strategy<Value = PodSettings> {
+    let excluded = subsequence(INTERFACE_NAMES.to_vec(), 0..3);
+    (settings(), excluded).prop_map(|(mut settings, excluded)| {
+        let name = "traffic.sidecar.istio.io/excludeInterfaces".to_owned();
+        settings.annotations.insert(name, excluded.join(","));
+        settings
+    })
 }
 
 fn annotations() -> impl Strategy<Value = BTreeMap<String, String>> {
@@ -172,6 +202,47 @@ pub(super) fn attempt() -> impl Strategy<Value = Attempt> {
             port,
         },
     )
+}
+
+pub(super) fn visit() -> impl Strategy<Value = Visit> {
+    let v4 = (
+        select(vec![SERVER_V4, UNKNOWN_SERVER_V4]),
+        select(vec![
+            CLIENT_V4,
+            SERVER_V4,
+            Ipv4Addr::new(203, 0, 113, 5),
+            ENVOY_V4,
+        ]),
+    );
+    let v4 = v4.prop_map(|(local, remote)| (IpAddr::V4(local), IpAddr::V4(remote)));
+    let v6 = (
+        select(vec![SERVER_V6, UNKNOWN_SERVER_V6]),
+        select(vec![
+            CLIENT_V6,
+            SERVER_V6,
+            Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
+            ENVOY_V6,
+        ]),
+    );
+    let v6 = v6.prop_map(|(local, remote)| (IpAddr::V6(local), IpAddr::V6(remote)));
+    let by = select(vec!["eth0", "eth1"]);
+    (prop_oneof![v4, v6], select(PORTS.to_vec()), by).prop_map(
+        |((local, remote), port, interface)| Visit {
+            interface: if is_of_server(remote) {
+                "lo"
+            } else {
+                interface
+            },
+            remote,
+            local,
+            port,
+        },
+    )
+}
+
+/// Whether it is an address of the server's pod, as far as something may come from there.
+pub(super) fn is_of_server(address: IpAddr) -> bool {
+    is_on_lo(address) || address == SERVER_V4 || address == SERVER_V6
 }
 
 /// Whether it is an address of the client's pod.

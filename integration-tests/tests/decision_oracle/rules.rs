@@ -214,7 +214,10 @@ impl Match {
     fn holds(&self, packet: &Packet) -> bool {
         match self {
             Self::Protocol(protocol) => packet.protocol == *protocol,
-            Self::Interface(name) => packet.interface == name,
+            Self::Interface(name) => match name.strip_suffix('+') {
+                Some(start) => packet.interface.starts_with(start),
+                None => packet.interface == name,
+            },
             Self::Source(base, bits) => is_in(packet.source, *base, *bits),
             Self::Destination(base, bits) => is_in(packet.destination, *base, *bits),
             Self::Ports(ports) => ports.contains(&packet.port),
