@@ -11,6 +11,8 @@ mod isolation;
 mod model;
 #[path = "protocol/order.rs"]
 mod order;
+#[path = "protocol/removals.rs"]
+mod removals;
 #[path = "protocol/rules.rs"]
 mod rules;
 #[path = "protocol/sotw.rs"]

@@ -79,14 +79,19 @@ impl Sent {
 
     /// Notes that something was refused that the client was thought to hold.
     pub(super) fn unhold(&mut self, refused: &Resource, before: &Held) {
-        let Self::Items(items) = self else {
-            return;
-        };
         let is_same = |item: &&mut Item| item.resource.name() == refused.name();
-        for item in items.iter_mut().filter(is_same) {
+        for item in self.items_mut().iter_mut().filter(is_same) {
             if item.held.is(refused.version()) {
                 item.held = before.clone().doubted();
             }
+        }
+    }
+
+    /// What the client was thought to hold of each; a whole set is not listed.
+    pub(super) fn items_mut(&mut self) -> &mut [Item] {
+        match self {
+            Self::Items(items) => items,
+            Self::All { .. } => &mut [],
         }
     }
 

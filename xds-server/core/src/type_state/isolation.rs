@@ -172,17 +172,18 @@ impl TypeState {
         now: Duration,
     ) -> Vec<Culprit> {
         let mut items = Vec::new();
-        let mut removed = Vec::new();
+        let mut removed = BTreeSet::new();
         let (mut is_smaller, mut has_refused) = (false, false);
         let is_mixed = settled.first().is_some_and(|it| it.is_mixed);
         for it in settled {
             items.extend(it.sent.into_items());
-            removed.push(it.removed);
+            removed.extend(it.removed);
             is_smaller |= it.is_smaller;
             has_refused |= it.has_refused;
         }
+        self.doubt_removals(&removed, &mut items);
         if !items.is_empty() {
-            self.remove_again(removed.into_iter().flatten(), is_smaller);
+            self.remove_again(removed, is_smaller);
         }
         let brought: BTreeSet<Name> = items
             .iter()
@@ -203,8 +204,23 @@ impl TypeState {
         culprits
     }
 
+    // What came back since was taken for something that the client does not hold.
+    fn doubt_removals(&mut self, removed: &BTreeSet<Name>, settled: &mut [Item]) {
+        let todo = self.todo.iter_mut();
+        let since = self.in_flight.iter_mut();
+        let sent = settled
+            .iter_mut()
+            .chain(since.flat_map(|it| it.sent.items_mut()));
+        let sent = sent.map(|item| (item.resource.name(), &mut item.held));
+        for (name, held) in todo.chain(sent) {
+            if matches!(held, Held::Nothing) && removed.contains(name) {
+                *held = Held::Doubtful(None);
+            }
+        }
+    }
+
     // Somebody is to blame, but the client may have taken nothing of it, removals included.
-    fn remove_again(&mut self, removed: impl Iterator<Item = Name>, is_smaller: bool) {
+    fn remove_again(&mut self, removed: BTreeSet<Name>, is_smaller: bool) {
         for name in removed {
             let is_gone = self.base.resource(&name).is_none() && !self.breaks.contains_key(&name);
             if is_gone && self.subscription.wants(&name) {

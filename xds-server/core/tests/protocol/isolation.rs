@@ -397,26 +397,6 @@ fn r42_what_is_sent_before_a_refusal_comes_does_not_make_it_held() {
 }
 
 #[test]
-fn r42_a_removal_in_a_refused_response_is_told_again() {
-    for variant in [Variant::Delta, Variant::Sotw] {
-        let mut plane = Plane::default();
-        let view = plane.publish(&[(LISTENER, "a", "1"), (LISTENER, "gone", "1")]);
-        let mut client = Client::featured(variant, &[], view);
-        client.ask(LISTENER, &[]);
-        client.settle();
-        client.publish(plane.publish(&[(LISTENER, "a", "bad")]));
-        let reply = only(client.receive());
-        client.nack(&reply, "no");
-        let again = only(client.settle());
-        match variant {
-            Variant::Delta => assert_eq!(again.removed, ["gone"]),
-            Variant::Sotw => assert_eq!(again.resources, ["a=1"]),
-        }
-        assert!(client.is_at_rest(), "{variant:?}");
-    }
-}
-
-#[test]
 fn r21_who_asks_for_a_refused_resource_gets_it() {
     let mut plane = Plane::default();
     let mut client = Client::delta(plane.publish(&[(ENDPOINT, "a", "1")]));
