@@ -182,7 +182,8 @@ impl TypeState {
             has_refused |= it.has_refused;
         }
         self.doubt_removals(&removed, &mut items);
-        if !items.is_empty() {
+        // Else the removals themselves were refused.
+        if !items.is_empty() || is_mixed {
             self.remove_again(removed, is_smaller);
         }
         let brought: BTreeSet<Name> = items

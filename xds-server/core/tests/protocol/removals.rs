@@ -75,3 +75,23 @@ fn r44_what_comes_back_before_its_removal_is_refused_may_refer_to_what_it_did() 
         assert_eq!(removed, ["back", "A"], "{answers_each}");
     }
 }
+
+#[test]
+fn r42_a_set_without_something_that_was_refused_for_another_is_sent_again() {
+    let mut plane = Plane::default();
+    let mut client = Client::sotw(plane.publish(&[(LISTENER, "a", "1"), (LISTENER, "gone", "1")]));
+    client.ask(LISTENER, &[]);
+    client.settle();
+    let bad = (LISTENER, "b", "bad");
+    client.publish(plane.publish(&[(LISTENER, "a", "1"), bad, (LISTENER, "gone", "1")]));
+    let first = only(client.receive());
+    client.publish(plane.publish(&[(LISTENER, "a", "1"), bad]));
+    client.wait(1_600);
+    let second = only(client.receive());
+    assert_eq!(second.resources, ["a=1", "b=bad"]);
+    // Nothing is new in the second, which is refused for what came with the first.
+    client.nack(&first, "no");
+    client.nack(&second, "no");
+    assert_eq!(only(client.settle()).resources, ["a=1"]);
+    assert!(client.is_at_rest());
+}
