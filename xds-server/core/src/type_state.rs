@@ -332,7 +332,7 @@ impl TypeState {
 
     // In a set that is restated whole, only what is new to the client is looked at later.
     fn ask_whole_set(&mut self, change: &SubscriptionChange) {
-        let is_first = self.in_flight.is_empty() && self.acked_generation.is_none();
+        let is_first = self.sent_generation().is_none();
         if change.is_wildcard_added && is_first && !self.has_makes() {
             self.asks_everything = true;
         } else if change.is_wildcard_added {

@@ -410,6 +410,22 @@ fn r21_who_asks_for_a_refused_resource_gets_it() {
 }
 
 #[test]
+fn r10_what_was_refused_by_name_comes_with_the_wildcard_once_it_differs() {
+    let mut plane = Plane::default();
+    let mut client = Client::sotw(plane.publish(&[(CLUSTER, "a", "bad"), (CLUSTER, "b", "1")]));
+    client.ask(CLUSTER, &["a"]);
+    let reply = only(client.receive());
+    client.send(&Request {
+        names: names(&["a"]),
+        ..answer(&reply, Some("no"))
+    });
+    client.ask(CLUSTER, &["*"]);
+    // It differs before anything of the wildcard was sent.
+    client.publish(plane.publish(&[(CLUSTER, "a", "1"), (CLUSTER, "b", "1")]));
+    assert_eq!(only(client.receive()).resources, ["a=1", "b=1"]);
+}
+
+#[test]
 fn r48_r10_endpoints_that_were_refused_are_not_brought_back_by_their_cluster() {
     let mut plane = Plane::default();
     let mut client = Client::delta(plane.publish(&[(CLUSTER, "a", "1"), (ENDPOINT, "a", "bad")]));
