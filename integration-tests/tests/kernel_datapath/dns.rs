@@ -11,7 +11,8 @@ use isthmus_accel_abi::{Counter, PodFlags, PortKey, RuleList};
 use isthmus_accel_core::MapOp;
 
 use rustix::net::{
-    AddressFamily, SocketType, bind, connect_unspec, socket, sockopt::set_socket_reuseaddr,
+    AddressFamily, SocketFlags, SocketType, bind, connect_unspec, socket_with,
+    sockopt::set_socket_reuseaddr,
 };
 
 use crate::{
@@ -350,7 +351,8 @@ fn shared_socket(source: SocketAddr, peer: SocketAddr) -> UdpSocket {
     } else {
         AddressFamily::INET6
     };
-    let fd = socket(family, SocketType::DGRAM, None).expect("a socket can be made");
+    let fd = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .expect("a socket can be made");
     set_socket_reuseaddr(&fd, true).expect("an address can be shared");
     bind(&fd, &source).expect("the port is free, or shared");
     let socket = UdpSocket::from(fd);
@@ -368,7 +370,8 @@ fn unbound_socket(server: SocketAddr) -> UdpSocket {
     } else {
         AddressFamily::INET6
     };
-    let fd = socket(family, SocketType::DGRAM, None).expect("a socket can be made");
+    let fd = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .expect("a socket can be made");
     UdpSocket::from(fd)
 }
 

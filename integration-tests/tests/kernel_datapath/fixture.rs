@@ -437,7 +437,13 @@ pub(crate) fn ping_pong(stream: &mut TcpStream, size: usize, rounds: u32) -> Dur
 /// A descriptor of a new TCP socket, for what the standard library has no call for.
 pub(crate) fn tcp_socket(flags: libc::c_int) -> OwnedFd {
     // SAFETY: plain numbers.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | flags, 0) };
+    let fd = unsafe {
+        libc::socket(
+            libc::AF_INET,
+            libc::SOCK_STREAM | libc::SOCK_CLOEXEC | flags,
+            0,
+        )
+    };
     assert!(
         fd >= 0,
         "a socket can be made: {}",

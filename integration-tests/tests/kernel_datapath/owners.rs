@@ -119,7 +119,13 @@ fn a_supplementary_group_exempts_nobody() {
 
 fn mptcp_socket() -> OwnedFd {
     // SAFETY: plain numbers.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
+    let fd = unsafe {
+        libc::socket(
+            libc::AF_INET,
+            libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+            libc::IPPROTO_MPTCP,
+        )
+    };
     assert!(fd >= 0, "CONFIG_MPTCP: {}", io::Error::last_os_error());
     // SAFETY: just made, and owned by nobody else.
     unsafe { OwnedFd::from_raw_fd(fd) }

@@ -108,7 +108,8 @@ fn a_crash_at_any_step_of_loading_is_repaired_by_the_next_start() -> Result<()> 
     let mut tried = 0;
     for step in chosen(&steps) {
         tried += 1;
-        let end = steps::run_up_to(scene.agent.dir(), &args, step).with_context(|| at(step))?;
+        let end = steps::run_up_to(scene.agent.dir(), &args, step, &Until::Ready)
+            .with_context(|| at(step))?;
         ensure!(end == End::Killed, "{}", at(step));
         scene.objects.note(scene.agent.pin_root())?;
         scene.repair_by_start().with_context(|| at(step))?;
@@ -129,7 +130,8 @@ fn a_crash_at_any_step_of_detaching_is_repaired_by_the_next_start_or_detach() ->
     for (number, step) in chosen(&steps).enumerate() {
         tried += 1;
         scene.repair_by_start().with_context(|| at(step))?;
-        let end = steps::run_up_to(scene.agent.dir(), &args, step).with_context(|| at(step))?;
+        let end = steps::run_up_to(scene.agent.dir(), &args, step, &Until::Done)
+            .with_context(|| at(step))?;
         reached += usize::from(end == End::Killed);
         if number % 2 == 0 {
             scene.repair_by_detach().with_context(|| at(step))?;
@@ -172,7 +174,8 @@ fn a_crash_at_any_step_of_taking_over_is_repaired_by_the_next_start() -> Result<
         scene.repair_by_detach()?;
 
         idle = bring_back(&scene)?;
-        let end = steps::run_up_to(scene.agent.dir(), &args, step).with_context(|| at(step))?;
+        let end = steps::run_up_to(scene.agent.dir(), &args, step, &Until::Ready)
+            .with_context(|| at(step))?;
         ensure!(end == End::Killed, "{}", at(step));
         ensure!(own.exists(), "{}", at(step));
         scene.objects.note(scene.agent.pin_root())?;

@@ -25,7 +25,7 @@ use isthmus_integration_tests::{
     wait::{self, Hopeless},
 };
 use rustix::{
-    net::{AddressFamily, SocketType, bind, socket, sockopt::ip_original_dst},
+    net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt::ip_original_dst},
     process::{Gid, Uid},
     thread::{set_thread_res_gid, set_thread_res_uid},
 };
@@ -259,7 +259,13 @@ pub(crate) fn connect(to: SocketAddrV4) -> Result<TcpStream> {
 const APPLICATION_PORTS: std::ops::Range<u16> = 30_000..50_000;
 
 fn connect_from(port: u16, to: SocketAddrV4) -> Result<TcpStream> {
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    // An agent that is started just now would keep it open.
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))
         .with_context(|| format!("binding to port {port}"))?;
     rustix::net::connect(&socket, &to).with_context(|| format!("connecting to {to}"))?;
@@ -278,7 +284,7 @@ impl SourcePorts {
     const LOCAL_RANGE: &str = "50000 60999";
 
     fn new() -> Self {
-        Self(Arc::new(AtomicU16::new(10_000)))
+        Self(Arc::new(AtomicU16::new(16_000)))
     }
 
     fn connect(&self, to: SocketAddrV4) -> Result<TcpStream> {

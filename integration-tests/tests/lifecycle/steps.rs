@@ -45,11 +45,11 @@ pub(crate) fn record(dir: &Path, args: &[OsString], until: &Until) -> Result<Vec
     Ok(parse(&text))
 }
 
-/// Runs the agent's program up to a step, which it does not live to make if it comes to it.
-pub(crate) fn run_up_to(dir: &Path, args: &[OsString], step: &Step) -> Result<End> {
+/// Runs the agent's program to `until`, or up to a step, which it does not live to make if it comes to it.
+pub(crate) fn run_up_to(dir: &Path, args: &[OsString], step: &Step, until: &Until) -> Result<End> {
     let trace = dir.join("strace-killed.log");
     let mut traced = Traced::start(dir, args, &trace, Some(step))?;
-    traced.wait(&Until::Done)
+    traced.wait(until)
 }
 
 /// When a run is over.

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use isthmus_integration_tests::{process::User, wait};
 
 use crate::mesh::{Faults, MESSAGE_BYTES, Mesh, VIP, become_user_in, connect, read_message};
@@ -94,17 +94,18 @@ impl Drop for Traffic {
 
 fn one_connection(completed: &AtomicU64, pause: Duration) -> Result<()> {
     let mut stream = connect(VIP)?;
-    let peer = stream.peer_addr()?;
+    let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
     ensure!(peer == VIP.into(), "the application sees {peer}");
     for request in 0..REQUESTS_PER_CONNECTION {
         let mut message = [0; MESSAGE_BYTES];
         message[..8].copy_from_slice(&request.to_le_bytes());
-        stream.write_all(&message)?;
+        stream
+            .write_all(&message)
+            .with_context(|| format!("sending request {request} from {local}"))?;
         let mut answer = [1; MESSAGE_BYTES];
-        ensure!(
-            read_message(&mut stream, &mut answer)?,
-            "the sidecar closed"
-        );
+        let is_answered = read_message(&mut stream, &mut answer)
+            .with_context(|| format!("waiting for answer {request} at {local}"))?;
+        ensure!(is_answered, "the sidecar closed");
         ensure!(answer == message, "the answer is another one");
         completed.fetch_add(1, Ordering::Relaxed);
         if !pause.is_zero() {

@@ -16,7 +16,13 @@ const IPPROTO_MPTCP: libc::c_int = 262;
 /// An MPTCP socket, or `None` on a kernel without.
 fn mptcp_socket() -> Option<OwnedFd> {
     // SAFETY: plain numbers.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, IPPROTO_MPTCP) };
+    let fd = unsafe {
+        libc::socket(
+            libc::AF_INET,
+            libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+            IPPROTO_MPTCP,
+        )
+    };
     // SAFETY: just made, and owned by nobody else.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
