@@ -237,6 +237,7 @@ const SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 2);
 
 /// Moves this thread into a namespace and makes it that user, for the rest of its life.
 pub(crate) fn become_user_in(netns: &Path, user: User) -> Result<()> {
+    block_child_signals();
     netns::enter_thread(netns)?;
     if let Some(id) = user.ids() {
         let (gid, uid) = (Gid::from_raw(id), Uid::from_raw(id));
@@ -244,6 +245,18 @@ pub(crate) fn become_user_in(netns: &Path, user: User) -> Result<()> {
         set_thread_res_uid(uid, uid, uid)?;
     }
     Ok(())
+}
+
+/// Keeps the ends of agents from this thread, as from a process in a pod. A read that waits on a socket in
+/// the sockmap would end with `EAGAIN` (Linux 6.18, `tcp_bpf_recvmsg`); Envoy's never wait.
+fn block_child_signals() {
+    // SAFETY: a set of signals is plain memory, which `sigemptyset` makes valid.
+    unsafe {
+        let mut signals = std::mem::zeroed();
+        libc::sigemptyset(&raw mut signals);
+        libc::sigaddset(&raw mut signals, libc::SIGCHLD);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut());
+    }
 }
 
 pub(crate) fn connect(to: SocketAddrV4) -> Result<TcpStream> {
