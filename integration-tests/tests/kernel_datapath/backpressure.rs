@@ -1,9 +1,12 @@
 //! A reader that stalls stops its writer, as by TCP; and nothing is lost.
 
 use std::{
+    fs,
     io::{ErrorKind, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddrV4, TcpStream},
     os::fd::AsRawFd as _,
+    thread,
+    time::{Duration, Instant},
 };
 
 use isthmus_accel_abi::{Hop, MAX_PARKED_MESSAGES, PassReason};
@@ -32,13 +35,18 @@ fn pattern(at: usize) -> u8 {
 }
 
 fn is_writable(stream: &TcpStream) -> bool {
+    is_writable_within(stream, Duration::ZERO)
+}
+
+fn is_writable_within(stream: &TcpStream, patience: Duration) -> bool {
     let mut poll = libc::pollfd {
         fd: stream.as_raw_fd(),
         events: libc::POLLOUT,
         revents: 0,
     };
+    let patience_ms = libc::c_int::try_from(patience.as_millis()).expect("some seconds");
     // SAFETY: one element.
-    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 && poll.revents & libc::POLLOUT != 0 }
+    unsafe { libc::poll(&raw mut poll, 1, patience_ms) == 1 && poll.revents & libc::POLLOUT != 0 }
 }
 
 #[test]
@@ -73,7 +81,7 @@ fn a_stalled_reader_stops_the_writer_and_loses_nothing() {
         "TCP takes over for good: {stats:?}"
     );
 
-    let rest = std::thread::spawn(move || {
+    let rest = thread::spawn(move || {
         writer.set_nonblocking(false).expect("a flag");
         let bytes: Vec<u8> = (written..BOUND_BYTES).map(pattern).collect();
         writer.write_all(&bytes).expect("the reader has woken up");
@@ -123,7 +131,7 @@ fn tiny_messages_are_parked_up_to_a_number() {
 fn random_sizes_arrive_whole() {
     const TOTAL: usize = 64 << 20;
     let (_fixture, _pod, mut writer, mut reader) = connected();
-    let sender = std::thread::spawn(move || {
+    let sender = thread::spawn(move || {
         let (mut at, mut size) = (0, 1_usize);
         while at < TOTAL {
             size = size.wrapping_mul(1_103_515_245).wrapping_add(12_345) % 70_000;
@@ -148,4 +156,66 @@ fn random_sizes_arrive_whole() {
     }
     sender.join().expect("the sender ends");
     assert_eq!(at, TOTAL);
+}
+
+const STALL: Duration = Duration::from_mins(1);
+/// What this and the tests beside it may add to the kernel's memory: a writer that nothing stops adds more
+/// in a second.
+const MEMORY_BYTES: u64 = 128 << 20;
+
+#[test]
+fn case_11_a_reader_that_stalls_for_a_minute_holds_a_writer_at_full_speed() {
+    let before = kernel_memory_bytes();
+    let (_fixture, _pod, mut writer, mut reader) = connected();
+    writer.set_nonblocking(true).expect("a flag");
+    let stream: Vec<u8> = (0..BOUND_BYTES).map(pattern).collect();
+    let (start, mut written, mut refused) = (Instant::now(), 0, 0);
+    while start.elapsed() < STALL {
+        let end = stream.len().min(written + (16 << 10));
+        match writer.write(&stream[written..end]) {
+            Ok(count) => written += count,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+                refused += 1;
+                is_writable_within(&writer, Duration::from_millis(100));
+            }
+        }
+        assert!(
+            written < BOUND_BYTES,
+            "{written} bytes were taken without a reader"
+        );
+    }
+    assert!(!is_writable(&writer), "after {written} bytes");
+    // It waits for the signal that it asks for, which does not come.
+    assert!(refused < 2 * STALL.as_secs() * 10, "{refused} wake-ups");
+    let used = kernel_memory_bytes().saturating_sub(before);
+    assert!(used < MEMORY_BYTES, "{used} bytes of the kernel's memory");
+
+    let rest = stream[written..].to_vec();
+    let sending = thread::spawn(move || {
+        writer.set_nonblocking(false).expect("a flag");
+        writer.write_all(&rest).expect("the reader has woken up");
+    });
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).expect("the writer closes");
+    sending.join().expect("the writer ends");
+    assert!(bytes == stream, "{} bytes, others", bytes.len());
+}
+
+/// What TCP and the slab allocator hold on this machine, in bytes.
+fn kernel_memory_bytes() -> u64 {
+    const PAGE_BYTES: u64 = 4 << 10;
+    let number_after = |path: &str, line: &str, name: &str| -> u64 {
+        let text = fs::read_to_string(path).expect("procfs is mounted");
+        let mut words = text
+            .lines()
+            .find(|found| found.starts_with(line))
+            .expect("it has such a line")
+            .split_whitespace()
+            .skip_while(|word| *word != name);
+        let number = words.nth(1).expect("a number follows");
+        number.parse().expect("it is a number")
+    };
+    number_after("/proc/net/sockstat", "TCP:", "mem") * PAGE_BYTES
+        + number_after("/proc/meminfo", "SUnreclaim:", "SUnreclaim:") * 1024
 }
