@@ -13,10 +13,14 @@ use crate::workspace::{Workspace, run};
 const TESTS: [&str; 2] = ["kernel_datapath", "sockmap_semantics"];
 
 /// Tests that run in the lab only, and why.
-pub(super) const LAB_ONLY: [(&str, &str); 3] = [
+pub(super) const LAB_ONLY: [(&str, &str); 4] = [
     (
         "dns_resolvers::",
         "it runs the resolvers of other languages, which the guest does not have",
+    ),
+    (
+        "case_11_a_reader_that_stalls_for_a_minute",
+        "its minute: a shorter stall is tried there",
     ),
     (
         "random_sizes_arrive_whole",
