@@ -12,8 +12,9 @@ use crate::{MapOp, State};
 ///   dials of its own out of the capture, like a rule, and the programs pass an address without pod.)
 /// * a pod whose policy changes is, in between, never captured more than by its old or by its new
 ///   policy, and never less than by both: exclusions come first and go last, inclusions come before
-///   the old ones go. (A list of the only groups that are captured is an exclusion of all others: groups
-///   leave it first and enter it last.)
+///   the old ones go. Name servers come behind excluded ports, which count for them, and before excluded
+///   ranges, which do not, and go the other way round. (A list of the only groups that are captured is an
+///   exclusion of all others: groups leave it first and enter it last.)
 /// * a pod for which there is no such in-between (another owner of the sidecar; addresses and rules
 ///   that change together) is taken out and put back;
 /// * a namespace is steered after its pod is there, and no longer before its pod goes.
@@ -36,16 +37,21 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     }));
     // What belongs to pods that the kernel does not see at this point: the order does not matter.
     remove_addrs(&mut ops, desired, loaded, |cookie| !stays(cookie));
-    remove_rules(&mut ops, desired, loaded, |cookie, _| !stays(cookie));
+    remove_cidrs(&mut ops, desired, loaded, |cookie, _| !stays(cookie));
+    remove_ports(&mut ops, desired, loaded, |cookie, _| !stays(cookie));
     remove_interfaces(&mut ops, desired, loaded, |cookie| !stays(cookie));
 
     put_addrs(&mut ops, desired, loaded);
     let groups = Groups::between(desired, loaded);
     ops.extend(groups.narrow(stays));
-    put_rules(&mut ops, desired, loaded, is_exclusion);
+    put_ports(&mut ops, desired, loaded, is_exclusion);
     let interfaces = desired.interfaces.difference(&loaded.interfaces);
     ops.extend(interfaces.map(|key| MapOp::PutInterface(*key)));
-    put_rules(&mut ops, desired, loaded, |list| !is_exclusion(list));
+    // Between the two kinds of exclusions, as in the chain.
+    put_cidrs(&mut ops, desired, loaded, is_dns);
+    put_cidrs(&mut ops, desired, loaded, is_exclusion);
+    put_ports(&mut ops, desired, loaded, |list| !is_exclusion(list));
+    put_cidrs(&mut ops, desired, loaded, is_inclusion);
     for (cookie, config) in &desired.pods {
         if !stays(*cookie) || loaded.pods.get(cookie) != Some(config) {
             ops.push(MapOp::PutPod {
@@ -55,10 +61,19 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
         }
     }
 
-    remove_rules(&mut ops, desired, loaded, |cookie, list| {
+    remove_cidrs(&mut ops, desired, loaded, |cookie, list| {
+        stays(cookie) && is_inclusion(list)
+    });
+    remove_ports(&mut ops, desired, loaded, |cookie, list| {
         stays(cookie) && !is_exclusion(list)
     });
-    remove_rules(&mut ops, desired, loaded, |cookie, list| {
+    remove_cidrs(&mut ops, desired, loaded, |cookie, list| {
+        stays(cookie) && is_exclusion(list)
+    });
+    remove_cidrs(&mut ops, desired, loaded, |cookie, list| {
+        stays(cookie) && is_dns(list)
+    });
+    remove_ports(&mut ops, desired, loaded, |cookie, list| {
         stays(cookie) && is_exclusion(list)
     });
     ops.extend(groups.widen(stays));
@@ -169,6 +184,14 @@ fn is_exclusion(list: RuleList) -> bool {
     matches!(list, RuleList::EXCLUDE_OUTBOUND | RuleList::EXCLUDE_INBOUND)
 }
 
+fn is_dns(list: RuleList) -> bool {
+    list == RuleList::DNS_SERVERS
+}
+
+fn is_inclusion(list: RuleList) -> bool {
+    !is_exclusion(list) && !is_dns(list)
+}
+
 fn put_addrs(ops: &mut Vec<MapOp>, desired: &State, loaded: &State) {
     for (addr, owner) in &desired.addrs {
         if loaded.addrs.get(addr) != Some(owner) {
@@ -193,7 +216,7 @@ fn remove_addrs(
     }
 }
 
-fn put_rules(
+fn put_ports(
     ops: &mut Vec<MapOp>,
     desired: &State,
     loaded: &State,
@@ -205,6 +228,14 @@ fn put_rules(
             .filter(|key| is_wanted(key.list()))
             .map(|key| MapOp::PutPort(*key)),
     );
+}
+
+fn put_cidrs(
+    ops: &mut Vec<MapOp>,
+    desired: &State,
+    loaded: &State,
+    is_wanted: impl Fn(RuleList) -> bool,
+) {
     let cidrs = desired.cidrs.difference(&loaded.cidrs);
     ops.extend(
         cidrs
@@ -213,7 +244,7 @@ fn put_rules(
     );
 }
 
-fn remove_rules(
+fn remove_cidrs(
     ops: &mut Vec<MapOp>,
     desired: &State,
     loaded: &State,
@@ -222,6 +253,14 @@ fn remove_rules(
     let cidrs = loaded.cidrs.difference(&desired.cidrs);
     let cidrs = cidrs.filter(|key| is_wanted(key.netns_cookie(), key.list()));
     ops.extend(cidrs.map(|key| MapOp::RemoveCidr(*key)));
+}
+
+fn remove_ports(
+    ops: &mut Vec<MapOp>,
+    desired: &State,
+    loaded: &State,
+    is_wanted: impl Fn(u64, RuleList) -> bool,
+) {
     let ports = loaded.ports.difference(&desired.ports);
     let ports = ports.filter(|key| is_wanted(key.netns_cookie(), key.list()));
     ops.extend(ports.map(|key| MapOp::RemovePort(*key)));

@@ -146,6 +146,26 @@ fn orders_operations() {
             ops: &["-netns 1", "-include_outbound 80", "-interface 5"],
         },
         Case {
+            name: "a captured range becomes one of name servers that is excluded otherwise",
+            loaded: with_ranges(&[include]),
+            desired: with_ranges(&[RuleList::DNS_SERVERS, exclude]),
+            ops: &[
+                "+dns_servers 0/28",
+                "+exclude_outbound 0/28",
+                "-include_outbound 0/28",
+            ],
+        },
+        Case {
+            name: "and back",
+            loaded: with_ranges(&[RuleList::DNS_SERVERS, exclude]),
+            desired: with_ranges(&[include]),
+            ops: &[
+                "+include_outbound 0/28",
+                "-exclude_outbound 0/28",
+                "-dns_servers 0/28",
+            ],
+        },
+        Case {
             name: "rules without a pod, left by an agent that was killed",
             loaded: State {
                 pods: BTreeMap::new(),
@@ -467,6 +487,19 @@ fn pod(cookie: u64, config: PodConfig, rules: &[(RuleList, u16)], addrs: &[u8]) 
     }
 }
 
+// A pod whose DNS is captured, with the same range in each of these lists.
+fn with_ranges(lists: &[RuleList]) -> State {
+    let config = PodConfig {
+        flags: PodFlags::DNS,
+        ..PodConfig::istio_default()
+    };
+    let range = |list: &RuleList| CidrKey::v4(1, *list, [198, 18, 0, 0], 28);
+    State {
+        cidrs: lists.iter().map(range).collect(),
+        ..pod(1, config, &[], &[1])
+    }
+}
+
 fn steered(state: State) -> State {
     State {
         interfaces: [InterfaceKey::new(1, 5)].into(),
@@ -482,7 +515,7 @@ fn addr(host: u8) -> [u8; 16] {
 fn render_op(op: &MapOp) -> String {
     match op {
         MapOp::PutPort(key) => format!("+{} {}", key.list().name(), key.port()),
-        MapOp::PutCidr(key) => format!("+{} {:?}", key.list().name(), key.addr()),
+        MapOp::PutCidr(key) => format!("+{} {}", key.list().name(), render_range(key)),
         MapOp::PutGroup(key) => format!("+{} group {}", key.list.name(), key.gid),
         MapOp::RemoveGroup(key) => format!("-{} group {}", key.list.name(), key.gid),
         MapOp::PutInterface(key) => format!("+interface {}", key.ifindex()),
@@ -493,7 +526,12 @@ fn render_op(op: &MapOp) -> String {
         MapOp::PutAddr { addr, .. } => format!("+addr {}", addr[15]),
         MapOp::RemoveAddr { addr } => format!("-addr {}", addr[15]),
         MapOp::RemovePod { netns_cookie } => format!("-pod {netns_cookie}"),
-        MapOp::RemoveCidr(key) => format!("-{} {:?}", key.list().name(), key.addr()),
+        MapOp::RemoveCidr(key) => format!("-{} {}", key.list().name(), render_range(key)),
         MapOp::RemovePort(key) => format!("-{} {}", key.list().name(), key.port()),
     }
+}
+
+// Last byte and length of an IPv4 range.
+fn render_range(key: &CidrKey) -> String {
+    format!("{}/{}", key.addr()[15], key.addr_prefix_bits() - 96)
 }
