@@ -1,21 +1,16 @@
 //! The agent as a state machine: what it was told, what the kernel holds, and one step from the one
 //! to the other. No clock, no file, no log: whoever drives it does those.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use isthmus_accel_abi::HANDSHAKE_MAX_AGE_SECONDS;
 use isthmus_accel_core::{Plan, ResolvedPod, diff, plan};
 use isthmus_accel_datapath::{Datapath, DatapathError, RetiredRow};
-use isthmus_api::node_config::{Capture, NodeConfig, Pod, PodName};
+use isthmus_api::node_config::{Capture, NodeConfig, Pod, PodName, TrafficPolicy};
 
 use crate::{
     error::render_chain,
-    resolve::{Lookups, Namespace},
+    resolve::{Lookups, Namespace, Wish},
 };
 
 /// Keeps the datapath as the configuration and the network namespaces say.
@@ -141,19 +136,20 @@ impl<D: Datapath> Agent<D> {
     pub fn handle_config(&mut self, config: NodeConfig) {
         self.config = config;
         let wanted = self.wanted();
-        self.namespaces.retain(|path, _| wanted.contains(path));
+        self.namespaces.retain(|path, _| wanted.contains_key(path));
     }
 
-    /// Returns the paths to look behind.
+    /// Returns the paths to look behind, and what for.
     #[must_use]
-    pub fn wanted(&self) -> BTreeSet<PathBuf> {
-        let is_governed = |pod: &&Pod| pod.capture != Capture::LeftAlone;
-        self.config
-            .pods
-            .values()
-            .filter(is_governed)
-            .map(|pod| pod.netns.clone())
-            .collect()
+    pub fn wanted(&self) -> BTreeMap<PathBuf, Wish> {
+        let mut wanted = BTreeMap::new();
+        for pod in self.config.pods.values() {
+            if let Capture::Accelerated(policy) = &pod.capture {
+                let wish: &mut Wish = wanted.entry(pod.netns.clone()).or_default();
+                *wish = wish_of(policy).max(*wish);
+            }
+        }
+        wanted
     }
 
     /// Takes in what was found. Paths that are no longer wanted are ignored.
@@ -161,7 +157,7 @@ impl<D: Datapath> Agent<D> {
         let wanted = self.wanted();
         for (path, lookup) in lookups
             .into_iter()
-            .filter(|(path, _)| wanted.contains(path))
+            .filter(|(path, _)| wanted.contains_key(path))
         {
             let sighting = match lookup {
                 Ok(namespace) => Sighting::Found(namespace),
@@ -277,6 +273,7 @@ impl<D: Datapath> Agent<D> {
                 addrs: namespace.addrs.clone(),
                 interfaces: namespace.interfaces.clone(),
                 netns_cookie: namespace.cookie,
+                routes: namespace.routes.clone(),
                 sources: namespace.sources,
                 policy: policy.clone(),
                 proxy_gid: pod.proxy_gid,
@@ -306,6 +303,14 @@ impl<D: Datapath> Agent<D> {
                 reason: format!("{} was not looked at yet", pod.netns.display()),
             },
         }
+    }
+}
+
+fn wish_of(policy: &TrafficPolicy) -> Wish {
+    if policy.exclude_interfaces.is_empty() {
+        Wish::Addresses
+    } else {
+        Wish::AddressesAndRoutes
     }
 }
 

@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod probe;
 pub mod resolve;
 pub mod rights;
+mod routes;
 pub mod run;
 pub mod runtime_dir;
 pub mod shadow;

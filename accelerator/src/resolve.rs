@@ -1,4 +1,4 @@
-//! From the file of a network namespace to its cookie and addresses.
+//! From the file of a network namespace to its cookie, addresses and routes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,9 +11,11 @@ use std::{
 };
 
 use isthmus_accel_abi::ENVOY_INBOUND_SOURCE_V6;
-use isthmus_accel_core::Sources;
+use isthmus_accel_core::{Routes, Sources};
 use isthmus_accel_datapath::netns_cookie;
 use nix::{fcntl::OFlag, ifaddrs::getifaddrs, sched::CloneFlags};
+
+use crate::routes::routes_here;
 
 /// A network namespace as it was when somebody looked.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -24,8 +26,20 @@ pub struct Namespace {
     pub cookie: u64,
     /// Numbers of its interfaces, by name.
     pub interfaces: BTreeMap<String, u32>,
+    /// Its main routing table; empty unless asked for.
+    pub routes: Routes,
     /// Where what leaves by the default routes comes from.
     pub sources: Sources,
+}
+
+/// What to look for in a namespace.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Wish {
+    /// Everything but its routes.
+    #[default]
+    Addresses,
+    /// Its routes too, which take two more system calls and one for each 32 KiB of them.
+    AddressesAndRoutes,
 }
 
 /// Why there is no [`Namespace`] behind a path.
@@ -94,13 +108,13 @@ pub type Lookups = BTreeMap<PathBuf, Result<Namespace, LookupError>>;
 /// # Errors
 ///
 /// Returns the kernel's answer if there can be no thread, or no socket in this one's namespace.
-pub fn look_up(paths: BTreeSet<PathBuf>) -> io::Result<Lookups> {
+pub fn look_up(paths: BTreeMap<PathBuf, Wish>) -> io::Result<Lookups> {
     let worker = thread::Builder::new()
         .name("netns".to_owned())
         .spawn(move || {
             let own = cookie_here()?;
-            let look = |path: PathBuf| {
-                let found = look_behind(&path, own);
+            let look = |(path, wish): (PathBuf, Wish)| {
+                let found = look_behind(&path, wish, own);
                 (path, found)
             };
             Ok(paths.into_iter().map(look).collect())
@@ -112,7 +126,7 @@ pub fn look_up(paths: BTreeSet<PathBuf>) -> io::Result<Lookups> {
     })
 }
 
-fn look_behind(path: &Path, own_cookie: u64) -> Result<Namespace, LookupError> {
+fn look_behind(path: &Path, wish: Wish, own_cookie: u64) -> Result<Namespace, LookupError> {
     let file = open_namespace(path)?;
     nix::sched::setns(&file, CloneFlags::CLONE_NEWNET).map_err(|errno| {
         if errno == nix::Error::EINVAL {
@@ -138,10 +152,17 @@ fn look_behind(path: &Path, own_cookie: u64) -> Result<Namespace, LookupError> {
     }
     let interfaces =
         interfaces_here().map_err(|error| kernel_error("asked for its interfaces", path, error))?;
+    let routes = match wish {
+        Wish::Addresses => Routes::new(),
+        Wish::AddressesAndRoutes => {
+            routes_here().map_err(|error| kernel_error("asked for its routes", path, error))?
+        }
+    };
     Ok(Namespace {
         addrs,
         cookie,
         interfaces,
+        routes,
         sources: sources_here(),
     })
 }

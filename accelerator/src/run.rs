@@ -287,9 +287,9 @@ impl<D: Datapath> Rounds<D> {
     }
 
     fn follow(&mut self) {
-        let netns: BTreeSet<PathBuf> = self.agent.wanted();
+        let netns = self.agent.wanted();
         if let Some(watch) = &mut self.watch {
-            let files = netns.iter().map(PathBuf::as_path);
+            let files = netns.keys().map(PathBuf::as_path);
             watch.follow(std::iter::once(self.config_file.path()).chain(files));
         }
     }

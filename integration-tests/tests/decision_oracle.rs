@@ -15,15 +15,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use generate::{
-    Attempt, CLIENT_V4, CLIENT_V6, INTERFACES, SERVER_V4, SERVER_V6, Visit, attempt, is_local,
-    is_of_server, settings, settings_with_interfaces, visit,
+    Attempt, CLIENT_V4, CLIENT_V6, INTERFACES, ROUTES, SERVER_V4, SERVER_V6, Visit, attempt, exit,
+    is_local, is_of_server, settings, visit,
 };
 use isthmus_accel_abi::{
     Arrival, Dial, DnsVerdict, InboundVerdict, LOOPBACK, LOOPBACK_V6, Verdict, decide,
     decide_datagram, decide_inbound, v4_mapped,
 };
-use isthmus_accel_core::{ResolvedPod, Sources, State, plan};
-use isthmus_api::node_config::{Capture as PodCapture, NodeConfig, PodName};
+use isthmus_accel_core::{ResolvedPod, Routes, Sources, State, plan};
+use isthmus_api::node_config::{Capture as PodCapture, IpRange, NodeConfig, PodName};
 use isthmus_integration_tests::istio::{IstioIptables, PodSettings};
 use proptest::prelude::*;
 use rules::{Outcome, Packet, Protocol, Table};
@@ -75,6 +75,7 @@ fn load(client: &PodSettings, server: &PodSettings) -> State {
                 .map(|(name, ifindex)| (name.to_owned(), ifindex))
                 .into(),
             netns_cookie,
+            routes: routes(),
             sources: Sources::default(),
             policy: policy.clone(),
             proxy_gid: pod.proxy_gid,
@@ -85,6 +86,14 @@ fn load(client: &PodSettings, server: &PodSettings) -> State {
     let plan = plan(&pods.into());
     assert!(plan.refused.is_empty(), "{:?}", plan.refused);
     plan.state
+}
+
+fn routes() -> Routes {
+    let route = |(range, ifindex): (&str, u32)| {
+        let range = IpRange::parse(range).expect("a range");
+        (range, [ifindex].into())
+    };
+    ROUTES.map(route).into()
 }
 
 /// Istio's rules for one pod.
@@ -135,7 +144,7 @@ fn packet(protocol: Protocol, attempt: &Attempt) -> Packet {
     };
     Packet {
         protocol,
-        interface: if is_local { "lo" } else { "eth0" },
+        interface: exit(attempt),
         source: attempt.source.unwrap_or(routed),
         destination,
         port: attempt.port,
@@ -186,6 +195,9 @@ fn dial(attempt: &Attempt) -> Dial {
         source: bytes(attempt.source.unwrap_or(unbound)),
         destination: bytes(attempt.destination),
         port: attempt.port.to_be_bytes(),
+        bound_ifindex: attempt
+            .bound_to
+            .map_or(0, |name| BTreeMap::from(INTERFACES)[name]),
     }
     .routed()
 }
@@ -319,7 +331,7 @@ proptest! {
     }
     #[test]
     fn what_arrives_goes_where_istios_rules_send_it(
-        server in settings_with_interfaces(),
+        server in settings(),
         visits in prop::collection::vec(visit(), 32),
     ) {
         let state = load(&PodSettings::default(), &server);

@@ -114,9 +114,6 @@ fn observe(net: &Net, rows: &[Row], mode: Mode, wrong: &mut Vec<String>) -> Obse
     let mut redirection = Redirection::new(net, mode);
     let mut observations = Observations::new();
     for row in rows {
-        if mode != Mode::IptablesAlone && matches!(row.alone, Alone::NotDone(_)) {
-            continue;
-        }
         let left_alone = redirection.apply(&row.settings);
         if mode == Mode::AcceleratorAlone {
             if matches!(row.alone, Alone::Never(_)) {

@@ -10,12 +10,16 @@
 
 use crate::{
     CidrKey, DNS_AGENT_PORT, DNS_PORT, ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, GroupKey,
-    Hop, LOOPBACK, LOOPBACK_V6, PodConfig, PodFlags, PortKey, RuleList, dns::takes_dns,
-    is_loopback, is_unspecified, is_v4, is_v6_link_local, listener::captures_inbound,
+    Hop, InterfaceKey, LOOPBACK, LOOPBACK_IFINDEX, LOOPBACK_V6, PodConfig, PodFlags, PortKey,
+    RuleList, dns::takes_dns, is_loopback, is_unspecified, is_v4, is_v6_link_local,
+    listener::captures_inbound,
 };
 
 /// The cookie of no namespace: the kernel counts from 1.
 pub(crate) const NOBODY: u64 = 0;
+
+/// The number of no interface: the kernel counts from 1.
+const NO_INTERFACE: u32 = 0;
 
 /// Port of the mesh's tunnel (HBONE), which is never captured (I3, O3).
 pub(crate) const TUNNEL_PORT: [u8; 2] = 15_008_u16.to_be_bytes();
@@ -35,6 +39,8 @@ pub struct Dial {
     pub destination: [u8; 16],
     /// Port asked for, network order.
     pub port: [u8; 2],
+    /// Interface that the socket is bound to (`SO_BINDTODEVICE`); 0 if to none.
+    pub bound_ifindex: u32,
 }
 
 impl Dial {
@@ -86,6 +92,11 @@ pub trait Rules {
     fn has_group(&self, key: &GroupKey) -> bool;
     /// Tells whether any range of the list contains the address of a [`CidrKey::lookup`] key.
     fn has_addr(&self, key: &CidrKey) -> bool;
+    /// Tells whether an interface is left alone.
+    fn has_interface(&self, key: &InterfaceKey) -> bool;
+    /// Returns the interface by which the smallest range of [`RuleList::ROUTES`] around the address of a
+    /// [`CidrKey::lookup`] key is left for, or `None` if there is no such range.
+    fn exit(&self, key: &CidrKey) -> Option<u32>;
 }
 
 /// Where to send the connection instead.
@@ -159,11 +170,13 @@ pub enum PassCause {
     NotCapturedInbound = 9,
     /// O9.
     GroupExcluded = 10,
+    /// I1, for what leaves.
+    InterfaceExcluded = 11,
 }
 
 impl PassCause {
     /// Number of causes.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 12;
 
     /// Every cause, by number.
     pub const ALL: [Self; Self::COUNT] = [
@@ -178,6 +191,7 @@ impl PassCause {
         Self::NotIncluded,
         Self::NotCapturedInbound,
         Self::GroupExcluded,
+        Self::InterfaceExcluded,
     ];
 
     /// Returns the name that `flows`, metrics and documents use.
@@ -195,6 +209,7 @@ impl PassCause {
             Self::NotIncluded => "not_included",
             Self::NotCapturedInbound => "not_captured_inbound",
             Self::GroupExcluded => "group_excluded",
+            Self::InterfaceExcluded => "interface_excluded",
         }
     }
 
@@ -212,11 +227,13 @@ impl PassCause {
             Self::NotIncluded => "O12/O13",
             Self::NotCapturedInbound => "I3/I4/I6/I7",
             Self::GroupExcluded => "O9",
+            Self::InterfaceExcluded => "I1",
         }
     }
 }
 
-/// Decides where a connection attempt goes, in the order of Istio's chain. Costs at most nine lookups.
+/// Decides where a connection attempt goes, in the order of Istio's chain. Costs at most nine lookups, and two
+/// more in a pod that leaves interfaces alone.
 #[must_use]
 #[inline(always)]
 pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
@@ -227,13 +244,17 @@ pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
     if let Some(cause) = unruled(&pod, &dial.destination) {
         return Verdict::Pass(cause);
     }
+    // No `Option` from here on: the compiler may read what is behind a `None`, and the verifier refuses that.
+    let owner = rules.owner(&dial.destination).unwrap_or(NOBODY);
+    // I1
+    if leaves_by_excluded_interface(dial, &pod, owner, rules) {
+        return Verdict::Pass(PassCause::InterfaceExcluded);
+    }
     // O1
     if rules.has_port(&PortKey::new(netns, RuleList::EXCLUDE_OUTBOUND, dial.port)) {
         return Verdict::Pass(PassCause::PortExcluded);
     }
 
-    // No `Option` from here on: the compiler may read what is behind a `None`, and the verifier refuses that.
-    let owner = rules.owner(&dial.destination).unwrap_or(NOBODY);
     let is_user = dial.uid == pod.proxy_uid;
     let is_group = dial.gid == pod.proxy_gid;
     let is_captured_dns = dial.port == DNS_PORT && pod.flags.has(PodFlags::DNS);
@@ -278,6 +299,31 @@ fn unruled(pod: &PodConfig, destination: &[u8; 16]) -> Option<PassCause> {
         return Some(PassCause::NoIpv6Rules);
     }
     is_v6_link_local(destination).then_some(PassCause::LinkLocal)
+}
+
+/// I1 in OUTPUT, which comes before everything else and is for every protocol and user.
+///
+/// What the pod sends to itself leaves by `lo`, whatever its routes and the socket's interface say.
+#[inline]
+pub(crate) fn leaves_by_excluded_interface<R: Rules>(
+    dial: &Dial,
+    pod: &PodConfig,
+    owner: u64,
+    rules: &R,
+) -> bool {
+    if !pod.flags.has(PodFlags::INTERFACES_EXCLUDED) {
+        return false;
+    }
+    let netns = dial.netns_cookie;
+    let ifindex = if owner == netns || is_loopback(&dial.destination) {
+        LOOPBACK_IFINDEX
+    } else if dial.bound_ifindex != NO_INTERFACE {
+        dial.bound_ifindex
+    } else {
+        let route = CidrKey::lookup(netns, RuleList::ROUTES, dial.destination);
+        rules.exit(&route).unwrap_or(NO_INTERFACE)
+    };
+    rules.has_interface(&InterfaceKey::new(netns, ifindex))
 }
 
 #[inline(always)]

@@ -1,13 +1,13 @@
 //! Which DNS queries go to the pod's agent (rows D1 and D3), and what the asking socket is shown.
 //!
-//! Order of Istio's rules (istio/istio, `tools/istio-iptables/pkg/capture/run.go`): excluded ports (O1),
-//! Envoy's own source (O2), the proxy (O5, O8) and some groups (O9) leave; then port 53 of the pod's
+//! Order of Istio's rules (istio/istio, `tools/istio-iptables/pkg/capture/run.go`): what goes by excluded
+//! interfaces (I1), excluded ports (O1), Envoy's own source (O2), the proxy (O5, O8) and some groups (O9) leave; then port 53 of the pod's
 //! servers is taken, by UDP as by TCP, on `lo` as elsewhere. Of UDP, nothing else is ever taken.
 
 use crate::{
     CidrKey, Dial, ENVOY_INBOUND_SOURCE, ENVOY_INBOUND_SOURCE_V6, LOOPBACK, LOOPBACK_V6, PodConfig,
     PodFlags, PortKey, RuleList, Rules, Source,
-    decision::{NOBODY, captures_group, source_behind_nat},
+    decision::{NOBODY, captures_group, leaves_by_excluded_interface, source_behind_nat},
     is_loopback, is_v4,
 };
 
@@ -44,10 +44,13 @@ pub enum DnsPass {
     GroupExcluded,
     /// D1: none of the pod's servers.
     OtherServer,
+    /// I1, for what leaves.
+    InterfaceExcluded,
 }
 
 /// Decides where a datagram goes, by the address that the kernel will route ([`Dial::routed`]). Costs a
-/// comparison for other ports than 53, else at most five lookups.
+/// comparison for other ports than 53, else at most six lookups, and two more in a pod that leaves
+/// interfaces alone.
 #[must_use]
 #[inline]
 pub fn decide_datagram<R: Rules>(query: &Dial, rules: &R) -> DnsVerdict {
@@ -78,11 +81,15 @@ pub fn decide_datagram<R: Rules>(query: &Dial, rules: &R) -> DnsVerdict {
     if !captures_group(query, &pod, rules) {
         return DnsVerdict::Pass(DnsPass::GroupExcluded);
     }
-    if takes_dns(query, &pod, rules) {
-        DnsVerdict::ToAgent
-    } else {
-        DnsVerdict::Pass(DnsPass::OtherServer)
+    if !takes_dns(query, &pod, rules) {
+        return DnsVerdict::Pass(DnsPass::OtherServer);
     }
+    // In front of all others for Istio; here last, since it costs most and what it says is the same.
+    let owner = rules.owner(&query.destination).unwrap_or(NOBODY);
+    if leaves_by_excluded_interface(query, &pod, owner, rules) {
+        return DnsVerdict::Pass(DnsPass::InterfaceExcluded);
+    }
+    DnsVerdict::ToAgent
 }
 
 /// D1: tells whether the pod's agent answers for this server, whatever the protocol.

@@ -7,7 +7,7 @@
 //! v4-mapped in 16 bytes.
 //!
 //! ```text
-//!  agent ── PODS, POD_ADDRS, …_RULES ──▶ connect: decide()
+//!  agent ── PODS, POD_ADDRS, …_RULES, ROUTES ──▶ connect: decide()
 //!                                                          │ HANDSHAKES (reservation)
 //!                                                          ▼
 //!                              ORIG_DST_BY_TUPLE ◀── sock_ops ──▶ ENDS, SOCKETS
@@ -51,11 +51,11 @@ pub use limits::{
     FLOW_RING_BYTES, FLOW_WAKEUP_BYTES, HANDSHAKE_MAX_AGE_SECONDS, MAX_CIDR_RULES, MAX_GROUP_RULES,
     MAX_HANDSHAKES, MAX_HOP_ROWS, MAX_INTERFACE_RULES, MAX_LATENCY_ROWS, MAX_LISTENERS,
     MAX_PARKED_BYTES_PER_POD, MAX_PARKED_MESSAGES, MAX_PARKED_MESSAGES_PER_POD, MAX_POD_ADDRS,
-    MAX_PODS, MAX_PORT_RULES, MAX_SOCKETS,
+    MAX_PODS, MAX_PORT_RULES, MAX_ROUTES, MAX_SOCKETS,
 };
 pub use listener::{
-    Arrival, INBOUND_SOCKET, InboundPass, InboundRules, InboundVerdict, InterfaceKey,
-    LISTENER_SLOTS, ListenerKey, ListenerKind, decide_inbound,
+    Arrival, INBOUND_SOCKET, InboundPass, InboundVerdict, InterfaceKey, LISTENER_SLOTS,
+    LOOPBACK_IFINDEX, ListenerKey, ListenerKind, decide_inbound,
 };
 pub use names::{ABI_VERSION, global, map, program};
 pub use parked::{Parked, ParkedSum, PodParked, bpf_spin_lock};

@@ -19,6 +19,10 @@ pub const MAX_GROUP_RULES: u32 = 16_384;
 /// Interfaces per node that are left alone: 4 for each of [`MAX_PODS`] pods.
 pub const MAX_INTERFACE_RULES: u32 = 4_096;
 
+/// Routes per node of pods that leave interfaces alone: 512 for each of 128 such pods, at 80 bytes each
+/// when used.
+pub const MAX_ROUTES: u32 = 65_536;
+
 /// Inbound listeners per node: exactly what [`MAX_PODS`] pods can have, so that there is always room.
 pub const MAX_LISTENERS: u32 = MAX_PODS * crate::LISTENER_SLOTS * crate::ListenerKind::COUNT;
 

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The loopback device is the first of every network namespace (Linux, `LOOPBACK_IFINDEX`).
-const LOOPBACK_IFINDEX: u32 = 1;
+pub const LOOPBACK_IFINDEX: u32 = 1;
 
 /// Listening sockets of each kind that `LISTENERS` remembers of one pod.
 ///
@@ -31,12 +31,6 @@ pub struct Arrival {
     pub remote: [u8; 16],
     /// Interface that it came in by. For IPv6 from the pod itself, the one that has the address.
     pub ingress_ifindex: u32,
-}
-
-/// What else decides about arriving connections: a map in the kernel, a `State` in user space.
-pub trait InboundRules: Rules {
-    /// Tells whether what comes in by an interface is left alone.
-    fn has_interface(&self, key: &InterfaceKey) -> bool;
 }
 
 /// What to do with an arriving connection.
@@ -69,7 +63,7 @@ pub enum InboundPass {
 /// lookups.
 #[must_use]
 #[inline]
-pub fn decide_inbound<R: InboundRules>(arrival: &Arrival, rules: &R) -> InboundVerdict {
+pub fn decide_inbound<R: Rules>(arrival: &Arrival, rules: &R) -> InboundVerdict {
     let Some(pod) = rules.pod(arrival.netns_cookie) else {
         return InboundVerdict::Pass(InboundPass::NotInPod);
     };
@@ -122,7 +116,8 @@ pub(crate) fn captures_inbound<R: Rules>(
     }
 }
 
-/// Key of `EXCLUDED_INTERFACES`: one interface of one pod (`excludeInterfaces`, I1).
+/// Key of `EXCLUDED_INTERFACES`: one interface of one pod, by which what arrives and what leaves is left
+/// alone (`excludeInterfaces`, I1).
 #[derive(
     Clone, Copy, Debug, Eq, Hash, PartialEq, Ord, PartialOrd, bytemuck::Pod, bytemuck::Zeroable,
 )]

@@ -21,6 +21,9 @@ pub mod map {
     pub const GROUP_RULES: &str = "GROUP_RULES";
     /// `LPM_TRIE`, [`crate::CidrKey`] → [`crate::RULE_PRESENT`]. Linux 4.11.
     pub const CIDR_RULES: &str = "CIDR_RULES";
+    /// `LPM_TRIE`, [`crate::CidrKey`] of [`crate::RuleList::ROUTES`] → number of the interface by which
+    /// the range is left for, 0 if by none. Linux 4.11.
+    pub const ROUTES: &str = "ROUTES";
     /// `HASH`, socket cookie of the connecting end → [`crate::Handshake`]. Linux 3.19.
     pub const HANDSHAKES: &str = "HANDSHAKES";
     /// `HASH`, [`crate::SockKey`] of the accepting end → [`crate::TupleEntry`]. Linux 3.19.
@@ -60,12 +63,13 @@ pub mod map {
     pub const INBOUND_SOCKETS: &str = "INBOUND_SOCKETS";
 
     /// Every map, in the order in which they are listed and removed.
-    pub const ALL: [&str; 23] = [
+    pub const ALL: [&str; 24] = [
         PODS,
         POD_ADDRS,
         PORT_RULES,
         GROUP_RULES,
         CIDR_RULES,
+        ROUTES,
         HANDSHAKES,
         ORIG_DST_BY_TUPLE,
         SOCKET_STATE,

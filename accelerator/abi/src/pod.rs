@@ -25,7 +25,8 @@ impl PodFlags {
     pub const EXCLUDES_GROUPS: Self = Self(1 << 4);
     /// Only some groups of users are captured (row O9).
     pub const ONLY_GROUPS: Self = Self(1 << 5);
-    /// Some interfaces of the pod are left alone (row I1).
+    /// Some interfaces of the pod are left alone (row I1), so that `EXCLUDED_INTERFACES` and `ROUTES` are
+    /// to be asked.
     pub const INTERFACES_EXCLUDED: Self = Self(1 << 6);
     /// The pod's agent answers its DNS (`ISTIO_META_DNS_CAPTURE`): port 53 of the servers in
     /// [`crate::RuleList::DNS_SERVERS`] is taken (row D1), and rows O3 and O4 leave port 53 out.

@@ -36,6 +36,8 @@ impl RuleList {
     pub const INCLUDE_INBOUND: Self = Self(4);
     /// Servers of the pod's `resolv.conf` (D1).
     pub const DNS_SERVERS: Self = Self(8);
+    /// Ranges of the pod's main routing table, in a map of their own (I1).
+    pub const ROUTES: Self = Self(9);
 
     /// Returns the name that logs and `status` use.
     #[must_use]
@@ -46,6 +48,7 @@ impl RuleList {
             Self::EXCLUDE_INBOUND => "exclude_inbound",
             Self::INCLUDE_INBOUND => "include_inbound",
             Self::DNS_SERVERS => "dns_servers",
+            Self::ROUTES => "routes",
             _ => "unknown",
         }
     }
@@ -113,7 +116,7 @@ pub struct GroupKey {
     pub gid: u32,
 }
 
-/// Key of `CIDR_RULES`, a longest-prefix trie: one address range in one list of one pod.
+/// Key of `CIDR_RULES` and of `ROUTES`, longest-prefix tries: one address range in one list of one pod.
 ///
 /// The cookie and the list are the first bits of the prefix, so that one trie holds every pod.
 #[derive(

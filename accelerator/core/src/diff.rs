@@ -15,8 +15,11 @@ use crate::{MapOp, State};
 ///   the old ones go. Name servers come behind excluded ports, which count for them, and before excluded
 ///   ranges, which do not, and go the other way round. (A list of the only groups that are captured is an
 ///   exclusion of all others: groups leave it first and enter it last.)
+/// * each address of a pod whose routes change leaves by its old or by its new interface: the smallest
+///   ranges come first and go last;
 /// * a pod for which there is no such in-between (another owner of the sidecar; addresses and rules
-///   that change together) is taken out and put back;
+///   that change together; routes that change together with rules, or while an address goes to another
+///   pod) is taken out and put back;
 /// * a namespace is steered after its pod is there, and no longer before its pod goes.
 ///
 /// A connection that finds its pod missing is left to iptables. Costs `O((n + m) log n)`; returns
@@ -40,13 +43,16 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     remove_cidrs(&mut ops, desired, loaded, |cookie, _| !stays(cookie));
     remove_ports(&mut ops, desired, loaded, |cookie, _| !stays(cookie));
     remove_interfaces(&mut ops, desired, loaded, |cookie| !stays(cookie));
+    remove_routes(&mut ops, desired, loaded, |cookie| !stays(cookie));
 
+    // Before the routes: to an address of the pod itself none leads.
     put_addrs(&mut ops, desired, loaded);
     let groups = Groups::between(desired, loaded);
     ops.extend(groups.narrow(stays));
     put_ports(&mut ops, desired, loaded, is_exclusion);
     let interfaces = desired.interfaces.difference(&loaded.interfaces);
     ops.extend(interfaces.map(|key| MapOp::PutInterface(*key)));
+    put_routes(&mut ops, desired, loaded);
     // Between the two kinds of exclusions, as in the chain.
     put_cidrs(&mut ops, desired, loaded, is_dns);
     put_cidrs(&mut ops, desired, loaded, is_exclusion);
@@ -78,6 +84,7 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     });
     ops.extend(groups.widen(stays));
     remove_interfaces(&mut ops, desired, loaded, stays);
+    remove_routes(&mut ops, desired, loaded, stays);
     remove_addrs(&mut ops, desired, loaded, stays);
 
     // Last: what can fail for one namespace may not keep the others from their rules.
@@ -100,6 +107,20 @@ fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
     let interfaces = desired.interfaces.symmetric_difference(&loaded.interfaces);
     governed_anew.extend(interfaces.map(InterfaceKey::netns_cookie));
 
+    let mut routed_anew = BTreeSet::new();
+    for (ours, theirs) in [(desired, loaded), (loaded, desired)] {
+        let changed = ours
+            .routes
+            .iter()
+            .filter(|(key, ifindex)| theirs.routes.get(*key) != Some(ifindex));
+        routed_anew.extend(changed.map(|(key, _)| key.netns_cookie()));
+    }
+    let losing = loaded.addrs.iter().filter(|(addr, owner)| {
+        let heir = desired.addrs.get(*addr);
+        heir.is_some_and(|heir| heir != *owner)
+    });
+    let losing: BTreeSet<u64> = losing.map(|(_, owner)| *owner).collect();
+
     let mut addressed_anew = BTreeSet::new();
     for (ours, theirs) in [(desired, loaded), (loaded, desired)] {
         let changed = ours
@@ -112,7 +133,9 @@ fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
     let stays = |(cookie, config): (&u64, &PodConfig)| {
         let old = loaded.pods.get(cookie)?;
         let is_governed_anew = old != config || governed_anew.contains(cookie);
-        let is_both = is_governed_anew && addressed_anew.contains(cookie);
+        let is_routed_anew = routed_anew.contains(cookie);
+        let is_both = is_governed_anew && (addressed_anew.contains(cookie) || is_routed_anew)
+            || is_routed_anew && losing.contains(cookie);
         (is_swappable(old, config) && !is_both).then_some(*cookie)
     };
     desired.pods.iter().filter_map(stays).collect()
@@ -275,6 +298,33 @@ fn remove_interfaces(
     let interfaces = loaded.interfaces.difference(&desired.interfaces);
     let interfaces = interfaces.filter(|key| is_wanted(key.netns_cookie()));
     ops.extend(interfaces.map(|key| MapOp::RemoveInterface(*key)));
+}
+
+// The longest prefixes first: an address goes over to its new route at once.
+fn put_routes(ops: &mut Vec<MapOp>, desired: &State, loaded: &State) {
+    let changed = desired
+        .routes
+        .iter()
+        .rev()
+        .filter(|(key, ifindex)| loaded.routes.get(*key) != Some(ifindex));
+    ops.extend(changed.map(|(key, ifindex)| MapOp::PutRoute {
+        key: *key,
+        ifindex: *ifindex,
+    }));
+}
+
+// The longest prefixes last: no address goes by an old route that was not its own.
+fn remove_routes(
+    ops: &mut Vec<MapOp>,
+    desired: &State,
+    loaded: &State,
+    is_wanted: impl Fn(u64) -> bool,
+) {
+    let gone = loaded
+        .routes
+        .keys()
+        .filter(|key| !desired.routes.contains_key(*key) && is_wanted(key.netns_cookie()));
+    ops.extend(gone.map(|key| MapOp::RemoveRoute(*key)));
 }
 
 #[cfg(test)]

@@ -21,7 +21,9 @@ mod state;
 
 pub use self::{
     diff::diff,
-    plan::{MAX_ADDRS_PER_POD, Plan, Refusal, ResolvedPod, Sources, plan},
+    plan::{
+        MAX_ADDRS_PER_POD, MAX_ROUTES_PER_POD, Plan, Refusal, ResolvedPod, Routes, Sources, plan,
+    },
     shadow::{
         ACCEPT_PATIENCE_NS, CONNECT_PATIENCE_NS, Call, Difference, Endpoint, Judge, Judgement,
         MAX_WATCHED_CALLS, Observed,

@@ -7,8 +7,8 @@ use std::{
 
 use isthmus_accel_abi::{
     CidrKey, DNS_PORT, GroupKey, InterfaceKey, MAX_CIDR_RULES, MAX_GROUP_RULES,
-    MAX_INTERFACE_RULES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, PodConfig, PodFlags, PortKey,
-    RuleList, v4_mapped,
+    MAX_INTERFACE_RULES, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_ROUTES, PodConfig, PodFlags,
+    PortKey, RuleList, v4_mapped,
 };
 use isthmus_api::node_config::{
     AppAcceleration, DnsCapture, GroupCapture, IpRange, Ipv6Capture, PodName, PortCapture,
@@ -17,16 +17,23 @@ use isthmus_api::node_config::{
 
 use crate::State;
 
-mod inbound;
+mod interfaces;
+
+pub use self::interfaces::Routes;
 
 /// Addresses of one pod. Kubernetes gives two, secondary networks a few more.
 pub const MAX_ADDRS_PER_POD: usize = 16;
+
+/// Routes of one pod that leaves interfaces alone. A pod has one for each network and a few more; whoever
+/// routes for a backbone has thousands.
+pub const MAX_ROUTES_PER_POD: usize = 512;
 
 // Half of the room stays free: old and new rules stand beside each other while a policy changes.
 const MAX_PLANNED_PORT_RULES: usize = MAX_PORT_RULES as usize / 2;
 const MAX_PLANNED_CIDR_RULES: usize = MAX_CIDR_RULES as usize / 2;
 const MAX_PLANNED_GROUP_RULES: usize = MAX_GROUP_RULES as usize / 2;
 const MAX_PLANNED_INTERFACES: usize = MAX_INTERFACE_RULES as usize / 2;
+const MAX_PLANNED_ROUTES: usize = MAX_ROUTES as usize / 2;
 
 /// A pod whose network namespace has been found.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -37,6 +44,8 @@ pub struct ResolvedPod {
     pub interfaces: BTreeMap<String, u32>,
     /// The kernel's cookie of its network namespace: unique until reboot.
     pub netns_cookie: u64,
+    /// By which interface what leaves. Asked for only where the policy leaves interfaces alone.
+    pub routes: Routes,
     /// Where what leaves it comes from.
     pub sources: Sources,
     /// Which connections are captured.
@@ -100,6 +109,19 @@ pub enum Refusal {
         /// How many it has.
         count: usize,
     },
+    /// More routes than one pod may have that leaves interfaces alone.
+    #[error(
+        "it leaves interfaces alone and has more than {MAX_ROUTES_PER_POD} routes, the limit for such a pod"
+    )]
+    TooManyRoutes,
+    /// The kernel chooses the interface of each connection, and only some are left alone.
+    #[error(
+        "what it sends to {range} leaves by an excluded interface or by another one, as the kernel chooses"
+    )]
+    UnclearRoute {
+        /// Where to.
+        range: IpRange,
+    },
 }
 
 /// Computes the map entries for these pods.
@@ -111,9 +133,12 @@ pub fn plan(pods: &BTreeMap<PodName, ResolvedPod>) -> Plan {
     let mut plan = Plan::default();
     let mut names = BTreeMap::new();
     for (name, pod) in pods {
-        let entries = Entries::of(pod);
-        match entries.check(&plan.state, &names) {
-            Ok(()) => {
+        let entries = Entries::of(pod).and_then(|entries| {
+            entries.check(&plan.state, &names)?;
+            Ok(entries)
+        });
+        match entries {
+            Ok(entries) => {
                 names.insert(pod.netns_cookie, name);
                 entries.add_to(&mut plan.state);
             }
@@ -135,10 +160,12 @@ struct Entries {
     is_steered: bool,
     netns_cookie: u64,
     ports: BTreeSet<PortKey>,
+    routes: BTreeMap<CidrKey, u32>,
 }
 
 impl Entries {
-    fn of(pod: &ResolvedPod) -> Self {
+    fn of(pod: &ResolvedPod) -> Result<Self, Refusal> {
+        let interfaces = interfaces::excluded_interfaces(pod);
         let mut entries = Self {
             addrs: pod.addrs.clone(),
             cidrs: BTreeSet::new(),
@@ -153,13 +180,14 @@ impl Entries {
                 ..PodConfig::istio_default()
             },
             groups: BTreeSet::new(),
-            interfaces: inbound::excluded_interfaces(pod),
-            is_steered: inbound::is_steered(&pod.policy),
+            is_steered: interfaces::is_steered(&pod.policy),
             netns_cookie: pod.netns_cookie,
             ports: BTreeSet::new(),
+            routes: interfaces::routes(pod, &interfaces)?,
+            interfaces,
         };
         entries.add_rules(&pod.policy);
-        entries
+        Ok(entries)
     }
 
     fn add_rules(&mut self, policy: &TrafficPolicy) {
@@ -212,11 +240,7 @@ impl Entries {
     }
 
     fn add_ranges(&mut self, list: RuleList, ranges: &BTreeSet<IpRange>) {
-        let owner = self.netns_cookie;
-        let key = |range: &IpRange| match range.addr() {
-            IpAddr::V4(addr) => CidrKey::v4(owner, list, addr.octets(), range.prefix_len()),
-            IpAddr::V6(addr) => CidrKey::v6(owner, list, addr.octets(), range.prefix_len()),
-        };
+        let key = |range: &IpRange| cidr(self.netns_cookie, list, *range);
         self.cidrs.extend(ranges.iter().map(key));
     }
 
@@ -278,6 +302,12 @@ impl Entries {
                 MAX_PLANNED_INTERFACES,
                 "interfaces in lists",
             ),
+            (
+                taken.routes.len(),
+                self.routes.len(),
+                MAX_PLANNED_ROUTES,
+                "routes of pods that leave interfaces alone",
+            ),
         ];
         for (on_node, count, limit, what) in rooms {
             if on_node + count > limit {
@@ -304,6 +334,14 @@ impl Entries {
         state.steered.extend(self.is_steered.then_some(owner));
         state.pods.insert(owner, self.config);
         state.ports.extend(self.ports);
+        state.routes.extend(self.routes);
+    }
+}
+
+fn cidr(owner: u64, list: RuleList, range: IpRange) -> CidrKey {
+    match range.addr() {
+        IpAddr::V4(addr) => CidrKey::v4(owner, list, addr.octets(), range.prefix_len()),
+        IpAddr::V6(addr) => CidrKey::v6(owner, list, addr.octets(), range.prefix_len()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use isthmus_accel_abi::{CidrKey, GroupKey, InboundRules, InterfaceKey, PodConfig, PortKey, Rules};
+use isthmus_accel_abi::{CidrKey, GroupKey, InterfaceKey, PodConfig, PortKey, Rules};
 
 /// What is, or should be, in the maps that the agent writes, and linked to namespaces.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -19,6 +19,8 @@ pub struct State {
     pub pods: BTreeMap<u64, PodConfig>,
     /// `PORT_RULES`.
     pub ports: BTreeSet<PortKey>,
+    /// `ROUTES`: range to the number of the interface that connections to it leave by, 0 for none.
+    pub routes: BTreeMap<CidrKey, u32>,
     /// Namespaces, by cookie, whose arriving connections are steered.
     pub steered: BTreeSet<u64>,
 }
@@ -32,8 +34,15 @@ pub enum MapOp {
     PutGroup(GroupKey),
     /// Adds an address rule.
     PutCidr(CidrKey),
-    /// Adds an interface whose arriving connections are left alone.
+    /// Adds an interface that is left alone.
     PutInterface(InterfaceKey),
+    /// Adds or changes a route.
+    PutRoute {
+        /// The range.
+        key: CidrKey,
+        /// The interface.
+        ifindex: u32,
+    },
     /// Adds or replaces a pod: from here on it is captured.
     PutPod {
         /// Its network namespace.
@@ -71,6 +80,8 @@ pub enum MapOp {
     },
     /// Removes an interface.
     RemoveInterface(InterfaceKey),
+    /// Removes a route.
+    RemoveRoute(CidrKey),
     /// Removes an address rule.
     RemoveCidr(CidrKey),
     /// Removes a rule on a group of users.
@@ -94,6 +105,9 @@ impl State {
             }
             MapOp::PutInterface(key) => {
                 self.interfaces.insert(key);
+            }
+            MapOp::PutRoute { key, ifindex } => {
+                self.routes.insert(key, ifindex);
             }
             MapOp::AttachNetns { netns_cookie } => {
                 self.steered.insert(netns_cookie);
@@ -119,6 +133,9 @@ impl State {
             MapOp::RemoveInterface(key) => {
                 self.interfaces.remove(&key);
             }
+            MapOp::RemoveRoute(key) => {
+                self.routes.remove(&key);
+            }
             MapOp::RemoveCidr(key) => {
                 self.cidrs.remove(&key);
             }
@@ -132,8 +149,8 @@ impl State {
     }
 }
 
-/// The maps as the kernel program sees them. Costs `O(n)` in [`Rules::has_addr`], where the kernel's
-/// trie takes the length of the key: for tests and explanations.
+/// The maps as the kernel program sees them. Costs `O(n)` in [`Rules::has_addr`] and [`Rules::exit`], where
+/// the kernel's tries take the length of the key: for tests and explanations.
 impl Rules for State {
     fn pod(&self, netns_cookie: u64) -> Option<PodConfig> {
         self.pods.get(&netns_cookie).copied()
@@ -154,10 +171,15 @@ impl Rules for State {
     fn has_addr(&self, key: &CidrKey) -> bool {
         self.cidrs.iter().any(|range| range.covers(key))
     }
-}
 
-impl InboundRules for State {
     fn has_interface(&self, key: &InterfaceKey) -> bool {
         self.interfaces.contains(key)
+    }
+
+    fn exit(&self, key: &CidrKey) -> Option<u32> {
+        // Keys are in the order of their lengths.
+        let mut routes = self.routes.iter().rev();
+        let (_, ifindex) = routes.find(|(range, _)| range.covers(key))?;
+        Some(*ifindex)
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use isthmus_accel_abi::{
     Counter, Histogram, HopKey, HopStats, LatencyKey, MAX_CIDR_RULES, MAX_GROUP_RULES,
-    MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, PodVerdicts, map, program,
+    MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES, MAX_ROUTES, PodVerdicts, map, program,
 };
 use isthmus_accel_core::{MapOp, State};
 
@@ -39,13 +39,14 @@ pub struct FakeDatapath {
 }
 
 impl FakeDatapath {
-    fn sizes(state: &State) -> [(&'static str, usize, u32); 5] {
+    fn sizes(state: &State) -> [(&'static str, usize, u32); 6] {
         [
             (map::PODS, state.pods.len(), MAX_PODS),
             (map::POD_ADDRS, state.addrs.len(), MAX_POD_ADDRS),
             (map::PORT_RULES, state.ports.len(), MAX_PORT_RULES),
             (map::GROUP_RULES, state.groups.len(), MAX_GROUP_RULES),
             (map::CIDR_RULES, state.cidrs.len(), MAX_CIDR_RULES),
+            (map::ROUTES, state.routes.len(), MAX_ROUTES),
         ]
     }
 }

@@ -200,6 +200,7 @@ impl Datapath for LinuxDatapath {
             groups: self.maps.groups.keys()?.into_iter().collect(),
             interfaces: self.maps.interfaces.keys()?.into_iter().collect(),
             ports: self.maps.ports.keys()?.into_iter().collect(),
+            routes: self.maps.routes.entries()?.into_iter().collect(),
             steered: netns::attached(&self.pins)?,
         })
     }
@@ -217,6 +218,8 @@ impl Datapath for LinuxDatapath {
             MapOp::PutAddr { addr, netns_cookie } => maps.addrs.put(addr, netns_cookie),
             MapOp::PutInterface(key) => maps.interfaces.put(key, &RULE_PRESENT),
             MapOp::RemoveInterface(key) => maps.interfaces.remove(key).map(drop),
+            MapOp::PutRoute { key, ifindex } => maps.routes.put(key, ifindex),
+            MapOp::RemoveRoute(key) => maps.routes.remove(key).map(drop),
             MapOp::AttachNetns { netns_cookie } => match self.namespaces.get(netns_cookie) {
                 Some(path) => netns::attach(&self.pins, *netns_cookie, path).map(drop),
                 None => Ok(()),
@@ -346,6 +349,7 @@ impl Datapath for LinuxDatapath {
             Self::usage(&maps.ports)?,
             Self::usage(&maps.groups)?,
             Self::usage(&maps.cidrs)?,
+            Self::usage(&maps.routes)?,
             Self::usage(&maps.handshakes)?,
             Self::usage(&maps.tuples)?,
             Self::usage(&maps.ends)?,

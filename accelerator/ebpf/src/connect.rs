@@ -11,8 +11,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use isthmus_accel_abi::{
-    CidrKey, Counter, DNS_AGENT_PORT, Dial, GroupKey, Handshake, Hop, OriginalDst, PodConfig,
-    PortKey, Rules, SockKey, SocketFlags, SocketState, Source, Verdict, VerdictCode, decide,
+    CidrKey, Counter, DNS_AGENT_PORT, Dial, GroupKey, Handshake, Hop, InterfaceKey, OriginalDst,
+    PodConfig, PortKey, Rules, SockKey, SocketFlags, SocketState, Source, Verdict, VerdictCode, decide,
     is_unspecified, is_v4, query_source, v4_mapped,
 };
 
@@ -20,7 +20,8 @@ use crate::{
     counters::count,
     flow,
     maps::{
-        CIDR_RULES, GROUP_RULES, HANDSHAKES, POD_ADDRS, PODS, PORT_RULES, SOCKET_STATE, is_shadow,
+        CIDR_RULES, EXCLUDED_INTERFACES, GROUP_RULES, HANDSHAKES, POD_ADDRS, PODS, PORT_RULES, ROUTES,
+        SOCKET_STATE, is_shadow,
     },
     sock_addr::{self, Family, dial, source},
     udp::{self, udp_socket},
@@ -260,5 +261,15 @@ impl Rules for Loaded {
     #[inline(always)]
     fn has_addr(&self, key: &CidrKey) -> bool {
         CIDR_RULES.has(key)
+    }
+
+    #[inline(always)]
+    fn has_interface(&self, key: &InterfaceKey) -> bool {
+        EXCLUDED_INTERFACES.has(key)
+    }
+
+    #[inline(always)]
+    fn exit(&self, key: &CidrKey) -> Option<u32> {
+        ROUTES.get(key)
     }
 }

@@ -17,7 +17,7 @@ use isthmus_accel_abi::{
     CidrKey, Counter, DnsSocket, End, FLOW_RING_BYTES, FlowFacts, GroupKey, Handshake, Histogram, HopKey,
     HopStats, InterfaceKey, LatencyKey, ListenerKey, MAX_CIDR_RULES, MAX_GROUP_RULES, MAX_HANDSHAKES, MAX_HOP_ROWS,
     MAX_INTERFACE_RULES, MAX_LATENCY_ROWS, MAX_LISTENERS, MAX_POD_ADDRS, MAX_PODS, MAX_PORT_RULES,
-    MAX_SOCKETS, Parked, PodConfig, PodParked, PodVerdicts, PortKey, Settings, SettingsMode, SockKey, SocketState,
+    MAX_ROUTES, MAX_SOCKETS, Parked, PodConfig, PodParked, PodVerdicts, PortKey, Settings, SettingsMode, SockKey, SocketState,
     TupleEntry,
 };
 
@@ -129,6 +129,7 @@ maps! {
     PORT_RULES: HASH<PortKey, u32>, MAX_PORT_RULES, NO_PREALLOC;
     GROUP_RULES: HASH<GroupKey, u32>, MAX_GROUP_RULES, NO_PREALLOC;
     CIDR_RULES: LPM_TRIE<CidrKey, u32>, MAX_CIDR_RULES, NO_PREALLOC;
+    ROUTES: LPM_TRIE<CidrKey, u32>, MAX_ROUTES, NO_PREALLOC;
     HANDSHAKES: HASH<u64, Handshake>, MAX_HANDSHAKES, PREALLOC;
     ORIG_DST_BY_TUPLE: HASH<SockKey, TupleEntry>, MAX_HANDSHAKES, PREALLOC;
     ENDS: HASH<SockKey, End>, MAX_SOCKETS, NO_PREALLOC;

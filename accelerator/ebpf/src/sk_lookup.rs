@@ -15,14 +15,13 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 use isthmus_accel_abi::{
-    Arrival, Counter, InboundRules, InboundVerdict, InterfaceKey, LISTENER_SLOTS, ListenerKey,
-    ListenerKind, decide_inbound,
+    Arrival, Counter, InboundVerdict, LISTENER_SLOTS, ListenerKey, ListenerKind, decide_inbound,
 };
 
 use crate::{
     connect::Loaded,
     counters::count,
-    maps::{EXCLUDED_INTERFACES, LISTENERS, is_shadow},
+    maps::{LISTENERS, is_shadow},
 };
 
 const PASS: u32 = sk_action::SK_PASS;
@@ -147,11 +146,4 @@ fn arrival(ctx: *mut bpf_sk_lookup) -> Option<(Arrival, u32)> {
             .write_unaligned(remote);
     }
     Some((arrival, family))
-}
-
-impl InboundRules for Loaded {
-    #[inline(always)]
-    fn has_interface(&self, key: &InterfaceKey) -> bool {
-        EXCLUDED_INTERFACES.has(key)
-    }
 }

@@ -44,6 +44,8 @@ pub fn dial(
         source,
         destination: address(addr, family),
         port: port(addr),
+        // SAFETY: a read of a context field of its own width.
+        bound_ifindex: unsafe { read_volatile(addr_of!((*sk).bound_dev_if)) },
     };
     Some(dial.routed())
 }

@@ -3,8 +3,9 @@
 use std::{io, net::IpAddr};
 
 use isthmus_accel_abi::{InterfaceKey, PodConfig, v4_mapped};
-use isthmus_accel_core::MapOp;
+use isthmus_accel_core::{MapOp, Routes, Sources};
 use isthmus_accel_datapath::fake::FakeDatapath;
+use isthmus_api::node_config::IpRange;
 
 use super::*;
 use crate::resolve::LookupError;
@@ -204,7 +205,7 @@ fn pods_are_left_alone_for_a_reason() {
         agent.handle_config(parse(&format!(
             "pods: [{{name: default/a, netns: /run/netns/a, annotations: {{{name}: {value}}}}}]"
         )));
-        assert_eq!(agent.wanted(), BTreeSet::new(), "{name}");
+        assert_eq!(agent.wanted(), BTreeMap::new(), "{name}");
         let step = agent.converge().expect("the fake takes it");
         assert_eq!(render(&step), [change], "{name}");
         assert_eq!(pods(&agent), Vec::<u64>::new(), "{name}");
@@ -247,6 +248,44 @@ fn an_interface_that_is_left_out_is_followed_by_its_number() {
         &[(1, self::netns("a"))].into(),
         "so that it is found"
     );
+}
+
+#[test]
+fn routes_are_asked_for_and_followed_where_an_interface_is_left_out() {
+    let mut agent = Agent::new(FakeDatapath::default());
+    agent.handle_config(parse(
+        "pods:\n- {name: default/a, netns: /run/netns/a, annotations: \
+         {traffic.sidecar.istio.io/excludeInterfaces: net1}}\n- {name: default/b, netns: /run/netns/b}",
+    ));
+    let wanted = [
+        (netns("a"), Wish::AddressesAndRoutes),
+        (netns("b"), Wish::Addresses),
+    ];
+    assert_eq!(agent.wanted(), wanted.into());
+
+    let with = |routes: &[(&str, u32)]| {
+        let route = |(range, ifindex): &(&str, u32)| {
+            let range = IpRange::parse(range).expect(range);
+            (range, [*ifindex].into())
+        };
+        let mut namespace = found(1).expect("it is there");
+        namespace.routes = routes.iter().map(route).collect();
+        lookups([("a", Ok(namespace))])
+    };
+    let steps: [&[(&str, u32)]; 3] = [
+        &[("0.0.0.0/0", 2), ("198.18.1.0/24", 3)],
+        &[("0.0.0.0/0", 3), ("198.18.2.0/24", 2)],
+        &[],
+    ];
+    for routes in steps {
+        agent.handle_lookups(with(routes));
+        agent.converge().expect("the fake takes it");
+        let loaded = agent.datapath().state.routes.values();
+        let loaded: Vec<u32> = loaded.copied().collect();
+        let expected: Vec<u32> = routes.iter().map(|(_, ifindex)| *ifindex).collect();
+        assert_eq!(loaded, expected, "{routes:?}");
+        assert_eq!(pods(&agent), [1], "all the time");
+    }
 }
 
 #[test]
@@ -314,7 +353,8 @@ fn found(cookie: u8) -> Result<Namespace, LookupError> {
         addrs,
         cookie: u64::from(cookie),
         interfaces: [("eth0".to_owned(), 2)].into(),
-        sources: isthmus_accel_core::Sources::default(),
+        routes: Routes::new(),
+        sources: Sources::default(),
     })
 }
 

@@ -1,13 +1,14 @@
 //! Looks behind real network namespaces.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
-use isthmus_accelerator::resolve::{LookupError, Namespace, look_up};
+use isthmus_accelerator::resolve::{LookupError, Namespace, Wish, look_up};
+use isthmus_api::node_config::IpRange;
 
 use crate::netns::{Netns, require_root};
 
@@ -37,6 +38,88 @@ fn finds_the_cookie_and_the_addresses() {
         added,
         [&"2001:db8::1".parse::<IpAddr>().expect("an address")]
     );
+}
+
+#[test]
+fn finds_what_leaves_by_which_interface() {
+    let pod = Netns::add("routes");
+    pod.give_addr("198.18.77.1/24");
+    pod.give_addr("2001:db8::1/64");
+    pod.ip(&["link", "set", "eth1", "up"]);
+    pod.ip(&["route", "add", "default", "via", "198.18.77.9"]);
+    pod.ip(&[
+        "route",
+        "add",
+        "198.19.1.0/24",
+        "dev",
+        "eth1",
+        "metric",
+        "7",
+    ]);
+    pod.ip(&[
+        "route",
+        "add",
+        "198.19.1.0/24",
+        "dev",
+        "eth0",
+        "metric",
+        "8",
+    ]);
+    pod.ip(&["route", "add", "unreachable", "198.19.2.0/24"]);
+    pod.ip(&[
+        "route",
+        "add",
+        "198.19.3.0/24",
+        "nexthop",
+        "dev",
+        "eth0",
+        "nexthop",
+        "dev",
+        "eth1",
+    ]);
+    pod.ip(&[
+        "route",
+        "add",
+        "198.19.4.0/24",
+        "dev",
+        "eth1",
+        "table",
+        "77",
+    ]);
+    pod.ip(&["-6", "route", "add", "2001:db8:1::/48", "dev", "eth1"]);
+
+    let found = look_up_pod(&pod).expect("it has an address");
+    let named = |(range, interfaces): (&IpRange, &BTreeSet<u32>)| {
+        let name_of = |ifindex: &u32| {
+            let mut known = found.interfaces.iter();
+            let (name, _) = known
+                .find(|(_, known)| *known == ifindex)
+                .expect("it is there");
+            name.clone()
+        };
+        let names: Vec<String> = interfaces.iter().map(name_of).collect();
+        format!("{range} {}", names.join("+"))
+    };
+    let mut routes: Vec<String> = found.routes.iter().map(named).collect();
+    // Both ends were made at once.
+    for route in &mut routes {
+        *route = route.replace("eth1+eth0", "eth0+eth1");
+    }
+    let expected = [
+        "0.0.0.0/0 eth0",
+        "198.18.77.0/24 eth0",
+        "198.19.1.0/24 eth1",
+        "198.19.2.0/24 ",
+        "198.19.3.0/24 eth0+eth1",
+        "2001:db8::/64 eth0",
+        "2001:db8:1::/48 eth1",
+    ];
+    assert_eq!(routes, expected);
+    let path = Netns::path_of(&pod.name);
+    let wanted = [(path.clone(), Wish::Addresses)].into();
+    let found = look_up(wanted).expect("a thread can be made");
+    let found = found[&path].as_ref().expect("it has an address");
+    assert!(found.routes.is_empty(), "nobody asked for them");
 }
 
 #[test]
@@ -108,7 +191,8 @@ fn one_look_serves_many() {
     for (pod, host) in pods.iter().zip(1_u8..) {
         pod.give_addr(&format!("198.18.77.{host}/24"));
     }
-    let paths: BTreeSet<PathBuf> = pods.iter().map(|pod| Netns::path_of(&pod.name)).collect();
+    let path = |pod: &Netns| (Netns::path_of(&pod.name), Wish::Addresses);
+    let paths: BTreeMap<PathBuf, Wish> = pods.iter().map(path).collect();
     let found = look_up(paths).expect("a thread can be made");
     let cookies: BTreeSet<u64> = found
         .values()
@@ -122,6 +206,7 @@ fn look_up_pod(pod: &Netns) -> Result<Namespace, LookupError> {
 }
 
 fn look_at(path: &Path) -> Result<Namespace, LookupError> {
-    let mut found = look_up([path.to_owned()].into()).expect("a thread can be made");
+    let wanted = [(path.to_owned(), Wish::AddressesAndRoutes)].into();
+    let mut found = look_up(wanted).expect("a thread can be made");
     found.remove(path).expect("every path gets an answer")
 }

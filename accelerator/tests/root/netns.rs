@@ -39,7 +39,7 @@ impl Netns {
         self.ip(&["addr", "add", addr, "dev", "eth0"]);
     }
 
-    fn ip(&self, args: &[&str]) {
+    pub(crate) fn ip(&self, args: &[&str]) {
         ip(&[&["-n", &self.name], args].concat());
     }
 }

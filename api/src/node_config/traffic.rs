@@ -15,8 +15,8 @@ use super::dns::DnsCapture;
 /// the rest leaves (`istio/istio: tools/istio-iptables/pkg/capture/run.go`).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TrafficPolicy {
-    /// Interfaces by which connections arrive that are not taken, by name; one that ends in `+` stands for
-    /// all that begin like it.
+    /// Interfaces of which no connection is taken, neither what arrives nor what leaves, by name; one that ends
+    /// in `+` stands for all that begin like it.
     pub exclude_interfaces: BTreeSet<String>,
     /// Destination ports that leave, whoever dials them.
     pub exclude_outbound_ports: BTreeSet<u16>,
@@ -161,6 +161,21 @@ pub struct IpRange {
 }
 
 impl IpRange {
+    /// Returns the range around an address. Host bits are cleared; a length over that of the address counts
+    /// as that.
+    #[must_use]
+    pub fn around(addr: IpAddr, prefix_len: u8) -> Self {
+        let longest = match addr {
+            IpAddr::V4(_) => 32,
+            IpAddr::V6(_) => 128,
+        };
+        let prefix_len = prefix_len.min(longest);
+        Self {
+            addr: clear_host_bits(addr, prefix_len),
+            prefix_len,
+        }
+    }
+
     /// Returns the lowest address of the range.
     #[must_use]
     pub fn addr(self) -> IpAddr {
@@ -193,10 +208,7 @@ impl IpRange {
             Ok(length) if is_plain && length <= longest => length,
             Ok(_) | Err(_) => return Err(BadRange::Length { longest }),
         };
-        Ok(Self {
-            addr: clear_host_bits(addr, prefix_len),
-            prefix_len,
-        })
+        Ok(Self::around(addr, prefix_len))
     }
 }
 

@@ -58,8 +58,20 @@ const V6_DESTINATIONS: [Ipv6Addr; 7] = [
 const IDS: [u32; 5] = [0, 1000, 1337, 2000, 2102];
 /// Interfaces of each pod, with their numbers.
 pub(super) const INTERFACES: [(&str, u32); 3] = [("lo", 1), ("eth0", 2), ("eth1", 3)];
+/// Its routes. What is behind each is written a second time in [`exit`].
+pub(super) const ROUTES: [(&str, u32); 9] = [
+    ("0.0.0.0/0", 2),
+    ("198.18.0.0/24", 2),
+    ("198.18.0.64/26", 3),
+    ("198.19.0.0/16", 3),
+    ("198.19.77.0/24", 2),
+    ("::/0", 3),
+    ("fd18::/64", 2),
+    ("fd19::/16", 3),
+    ("fd19:9::/32", 2),
+];
 /// What a pod may exclude; iptables reads a `+` at the end as "whatever follows".
-const INTERFACE_NAMES: [&str; 4] = ["eth0", "eth1", "eth+", "net1"];
+const INTERFACE_NAMES: [&str; 5] = ["lo", "eth0", "eth1", "eth+", "net1"];
 // An address of the server's pod that the agent was not told of: it came a moment ago, or is link-local.
 const UNKNOWN_SERVER_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 99);
 const UNKNOWN_SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
@@ -73,6 +85,8 @@ pub(super) struct Attempt {
     pub(super) source: Option<IpAddr>,
     pub(super) destination: IpAddr,
     pub(super) port: u16,
+    /// Interface that the socket is bound to, if it is.
+    pub(super) bound_to: Option<&'static str>,
 }
 
 /// A connection that arrives at the server's pod.
@@ -105,20 +119,12 @@ pub(super) fn settings() -> impl Strategy<Value = PodSettings> {
     )
 }
 
-/// A pod that may leave interfaces alone, too.
-pub(super) fn settings_with_interfaces() -> impl Strategy<Value = PodSettings> {
-    let excluded = subsequence(INTERFACE_NAMES.to_vec(), 0..3);
-    (settings(), excluded).prop_map(|(mut settings, excluded)| {
-        let name = "traffic.sidecar.istio.io/excludeInterfaces".to_owned();
-        settings.annotations.insert(name, excluded.join(","));
-        settings
-    })
-}
-
 fn annotations() -> impl Strategy<Value = BTreeMap<String, String>> {
     let ports = || subsequence(PORTS.to_vec(), 0..4).prop_map(|ports| join(&ports));
     let ranges = || subsequence(RANGES.to_vec(), 0..5).prop_map(|ranges| ranges.join(","));
     let all = || Just("*".to_owned());
+    let interfaces =
+        subsequence(INTERFACE_NAMES.to_vec(), 1..3).prop_map(|interfaces| interfaces.join(","));
     let values = (
         option::of(ports()),
         option::of(ports()),
@@ -126,11 +132,13 @@ fn annotations() -> impl Strategy<Value = BTreeMap<String, String>> {
         option::of(prop_oneof![all(), ports()]),
         option::of(ports()),
         option::of(prop_oneof![all(), ranges()]),
+        prop_oneof![2 => Just(None), 1 => interfaces.prop_map(Some)],
     );
     values.prop_map(
-        |(without_in, without_out, without, inbound, outbound, ranges)| {
+        |(without_in, without_out, without, inbound, outbound, ranges, interfaces)| {
             let named = [
                 ("excludeInboundPorts", without_in),
+                ("excludeInterfaces", interfaces),
                 ("excludeOutboundPorts", without_out),
                 ("excludeOutboundIPRanges", without),
                 ("includeInboundPorts", inbound),
@@ -192,16 +200,46 @@ pub(super) fn attempt() -> impl Strategy<Value = Attempt> {
         select(V6_DESTINATIONS.to_vec()),
     );
     let v6 = v6.prop_map(|(source, to)| (source.map(IpAddr::V6), IpAddr::V6(to)));
-    (id(), id(), prop_oneof![v4, v6], select(PORTS.to_vec())).prop_map(
-        |(uid, gid, (source, destination), port)| Attempt {
-            uid,
-            gid,
-            // Loopback addresses reach nothing outside of the pod.
-            source: source.filter(|source| is_local(destination) || !is_on_lo(*source)),
-            destination,
-            port,
-        },
+    let bound_to = prop_oneof![3 => Just(None), 1 => select(vec!["eth0", "eth1"]).prop_map(Some)];
+    (
+        id(),
+        id(),
+        prop_oneof![v4, v6],
+        select(PORTS.to_vec()),
+        bound_to,
     )
+        .prop_map(
+            |(uid, gid, (source, destination), port, bound_to)| Attempt {
+                uid,
+                gid,
+                // Loopback addresses reach nothing outside of the pod.
+                source: source.filter(|source| is_local(destination) || !is_on_lo(*source)),
+                destination,
+                port,
+                bound_to,
+            },
+        )
+}
+
+/// The interface that a connection leaves the client's pod by.
+pub(super) fn exit(attempt: &Attempt) -> &'static str {
+    if is_local(attempt.destination) {
+        return "lo";
+    }
+    if let Some(interface) = attempt.bound_to {
+        return interface;
+    }
+    match attempt.destination {
+        IpAddr::V4(v4) => match v4.octets() {
+            [198, 18, 0, 64..=127] => "eth1",
+            [198, 19, third, _] if third != 77 => "eth1",
+            _ => "eth0",
+        },
+        IpAddr::V6(v6) => match v6.segments() {
+            [0xfd18, 0, 0, 0, ..] | [0xfd19, 9, ..] => "eth0",
+            _ => "eth1",
+        },
+    }
 }
 
 pub(super) fn visit() -> impl Strategy<Value = Visit> {

@@ -55,6 +55,40 @@ fn nothing_escapes_while_the_rules_change() {
     });
 }
 
+/// Row I1 for what leaves: the agent reads the routes of a pod that leaves interfaces alone in every round.
+#[test]
+fn the_routes_of_a_pod_that_leaves_an_interface_alone_are_followed() {
+    let net = Net::new();
+    let _servers = Servers::start(&net, Transparency::Off);
+    let mut redirection = Redirection::new(&net, Mode::AcceleratorAlone);
+    let settings = row("I1").annotation("excludeInterfaces", "eth1").settings;
+    assert_eq!(redirection.apply(&settings), None);
+    let captured = servers::name(Place::Pod, Role::Outbound);
+    let direct = servers::name(Place::World, Role::Direct);
+    for (family, route) in [
+        (Family::V4, ["198.19.9.0/24", "via", "198.18.3.1"]),
+        (Family::V6, ["fd19:9::/32", "via", "fd18:3::1"]),
+    ] {
+        let answered_by = |name: &str| {
+            let seen = dial::dial(&net, &app(Addr::OtherRange, 80), family);
+            matches!(&seen, Seen::Answered { by, .. } if *by == name)
+        };
+        assert!(answered_by(&captured), "it leaves by eth0");
+        for (change, name) in [("add", &direct), ("del", &captured)] {
+            net.pod.ip(&[&["route", change], &route[..]].concat());
+            let start = Instant::now();
+            while !answered_by(name) {
+                assert!(start.elapsed() < PATIENCE, "{change} is not followed");
+                thread::yield_now();
+            }
+            println!(
+                "{change} was followed after {} ms",
+                start.elapsed().as_millis()
+            );
+        }
+    }
+}
+
 /// The address of a deleted pod belongs to one without a sidecar at once. Nobody rewrites the agent's file.
 #[test]
 fn case_09_an_address_that_another_pod_gets_is_not_captured_for_the_old_one() {

@@ -49,10 +49,32 @@ fn interfaces() -> Vec<Row> {
             ]),
         row("I1: nor does what leaves by it")
             .annotation("excludeInterfaces", "eth1")
-            .not_done(
-                "connect does not know by which interface a connection will leave: it is captured",
-            )
-            .dials([app(Addr::BehindEth1, 80).is_direct()]),
+            .dials([
+                app(Addr::BehindEth1, 80).is_direct(),
+                proxy(Addr::BehindEth1, 80).is_direct(),
+                app(Addr::Vip, 80).is_outbound(),
+                // By `lo`.
+                app(Addr::PodByEth1, 8080).is_direct(),
+                proxy(Addr::PodByEth1, 8080).is_inbound(),
+            ]),
+        row("I1: by a name with a plus, and by lo")
+            .annotation("excludeInterfaces", "lo,eth1+")
+            .dials([
+                app(Addr::BehindEth1, 80).is_direct(),
+                app(Addr::Vip, 80).is_outbound(),
+                proxy(Addr::Pod, 8080).is_direct(),
+            ]),
+        row("I1: its DNS neither")
+            .annotation("excludeInterfaces", "eth1")
+            .metadata("CAPTURE_ALL_DNS", "true")
+            .dns()
+            .dials([
+                app(Addr::BehindEth1, 53).is_direct(),
+                app(Addr::BehindEth1, 53).udp().is_direct(),
+                app(Addr::BehindEth1, 53).udp_unconnected().is_direct(),
+                app(Addr::NameServer, 53).is_dns(),
+                app(Addr::NameServer, 53).udp().is_dns(),
+            ]),
         row("I2: what a virtual machine sends is outbound traffic of its pod")
             .annotation("kubevirtInterfaces", "k6t0")
             .never_alone(FORWARDED)

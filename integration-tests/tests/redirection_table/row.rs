@@ -23,8 +23,6 @@ pub(crate) enum Alone {
     Same,
     /// It cannot; why.
     Never(&'static str),
-    /// It does something else, with iptables below it too; why.
-    NotDone(&'static str),
 }
 
 /// A row in a pod that says nothing of itself.
@@ -72,11 +70,6 @@ impl Row {
 
     pub(crate) fn dials<const N: usize>(mut self, dials: [Dial; N]) -> Self {
         self.dials.extend(dials);
-        self
-    }
-
-    pub(crate) fn not_done(mut self, why: &'static str) -> Self {
-        self.alone = Alone::NotDone(why);
         self
     }
 

@@ -137,6 +137,7 @@ fn application(place: Place) -> Vec<Listener> {
             Addr::OtherRange,
             Addr::NameServer,
             Addr::OtherNameServer,
+            Addr::BehindEth1,
         ],
         Place::Pod => &[Addr::Pod, Addr::Loopback],
         Place::Peer | Place::Vm => &[],

@@ -10,6 +10,7 @@ use super::*;
 use crate::{v4_mapped, v4_of};
 
 mod families;
+mod interfaces;
 
 const CLIENT: u64 = 11;
 const SERVER: u64 = 22;
@@ -26,6 +27,8 @@ pub(crate) struct Table {
     pub(crate) ports: BTreeSet<PortKey>,
     pub(crate) groups: BTreeSet<GroupKey>,
     pub(crate) ranges: BTreeSet<CidrKey>,
+    pub(crate) interfaces: BTreeSet<InterfaceKey>,
+    pub(crate) routes: BTreeMap<CidrKey, u32>,
 }
 
 impl Rules for Table {
@@ -47,6 +50,17 @@ impl Rules for Table {
 
     fn has_addr(&self, key: &CidrKey) -> bool {
         self.ranges.iter().any(|range| range.covers(key))
+    }
+
+    fn has_interface(&self, key: &InterfaceKey) -> bool {
+        self.interfaces.contains(key)
+    }
+
+    fn exit(&self, key: &CidrKey) -> Option<u32> {
+        // Keys are in the order of their lengths.
+        let mut routes = self.routes.iter().rev();
+        let (_, ifindex) = routes.find(|(range, _)| range.covers(key))?;
+        Some(*ifindex)
     }
 }
 
@@ -91,6 +105,7 @@ fn dial(uid: u32, gid: u32, destination: [u8; 4], port: u16) -> Dial {
         source: v4_mapped([0; 4]),
         destination: v4_mapped(destination),
         port: port.to_be_bytes(),
+        bound_ifindex: 0,
     }
 }
 

@@ -49,6 +49,7 @@ fn query(uid: u32, gid: u32, to: &str) -> Dial {
         source: bytes(if is_v4(&destination) { "0.0.0.0" } else { "::" }),
         destination,
         port: DNS_PORT,
+        bound_ifindex: 0,
     }
     .routed()
 }

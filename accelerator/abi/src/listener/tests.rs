@@ -47,9 +47,11 @@ impl Rules for Loaded {
     fn has_addr(&self, _: &CidrKey) -> bool {
         panic!("no range matters to what arrives")
     }
-}
 
-impl InboundRules for Loaded {
+    fn exit(&self, _: &CidrKey) -> Option<u32> {
+        panic!("no route matters to what arrives")
+    }
+
     fn has_interface(&self, key: &InterfaceKey) -> bool {
         self.interfaces.contains(key)
     }

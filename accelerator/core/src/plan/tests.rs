@@ -31,6 +31,11 @@ fn turns_a_policy_into_entries() {
     let pod = ResolvedPod {
         addrs: addrs.into(),
         interfaces: [("eth0".to_owned(), 2), ("net1".to_owned(), 3)].into(),
+        routes: routes(&[
+            ("0.0.0.0/0", &[2]),
+            ("198.18.1.0/24", &[3]),
+            ("2001:db8::/32", &[]),
+        ]),
         sources: Sources {
             v4: Some([198, 18, 0, 1].into()),
             v6: None,
@@ -89,6 +94,12 @@ fn turns_a_policy_into_entries() {
     };
     assert_eq!(state.pods, [(7, config)].into());
     assert_eq!(state.interfaces, [InterfaceKey::new(7, 3)].into());
+    let routes = [
+        (CidrKey::v4(7, RuleList::ROUTES, [0; 4], 0), 2),
+        (CidrKey::v4(7, RuleList::ROUTES, [198, 18, 1, 0], 24), 3),
+        (CidrKey::v6(7, RuleList::ROUTES, DOCUMENTATION, 32), 0),
+    ];
+    assert_eq!(state.routes, routes.into());
     assert_eq!(state.steered, [7].into());
 }
 
@@ -267,6 +278,80 @@ fn refuses_pods_that_are_in_the_way_or_too_large() {
 }
 
 #[test]
+fn refuses_pods_whose_routes_do_not_say_what_is_left_alone() {
+    type Row = (
+        &'static str,
+        &'static [&'static str],
+        Routes,
+        &'static [&'static str],
+    );
+    let many = |count: usize| -> Routes {
+        let number = |number: usize| u32::try_from(number).expect("few");
+        let range = |index| IpRange::around(Ipv4Addr::from_bits(number(index)).into(), 32);
+        (0..count).map(|index| (range(index), [2].into())).collect()
+    };
+    let spread: &[(&str, &[u32])] = &[("198.18.0.0/16", &[2, 3])];
+    let cases: [Row; 7] = [
+        ("as many as there may be", &["net1"], many(512), &[]),
+        (
+            "one more",
+            &["net1"],
+            many(513),
+            &["it leaves interfaces alone and has more than 512 routes, the limit for such a pod"],
+        ),
+        (
+            "any number, where no interface is left alone",
+            &[],
+            many(513),
+            &[],
+        ),
+        (
+            "by two interfaces, none of them left alone",
+            &["net9"],
+            routes(spread),
+            &[],
+        ),
+        (
+            "both of them left alone",
+            &["eth0", "net1"],
+            routes(spread),
+            &[],
+        ),
+        (
+            "one of them left alone",
+            &["net1"],
+            routes(spread),
+            &[
+                "what it sends to 198.18.0.0/16 leaves by an excluded interface or by another one, as the kernel \
+               chooses",
+            ],
+        ),
+        ("it matters to nobody", &[], routes(spread), &[]),
+    ];
+    for (name, excluded, routes, reasons) in cases {
+        let policy = TrafficPolicy {
+            exclude_interfaces: excluded.iter().map(|name| (*name).to_owned()).collect(),
+            ..policy()
+        };
+        let pod = ResolvedPod {
+            interfaces: [("eth0".to_owned(), 2), ("net1".to_owned(), 3)].into(),
+            policy,
+            routes,
+            ..resolved(7, &[1])
+        };
+        let plan = plan(&named(&[("default/a", pod)]));
+        let refused: Vec<String> = plan.refused.values().map(ToString::to_string).collect();
+        assert_eq!(refused, reasons, "{name}");
+        let is_loaded = !plan.state.routes.is_empty();
+        assert_eq!(
+            is_loaded,
+            reasons.is_empty() && !excluded.is_empty(),
+            "{name}"
+        );
+    }
+}
+
+#[test]
 fn a_full_node_refuses_the_rest() {
     let full = MAX_PODS as usize;
     let pods: BTreeMap<PodName, ResolvedPod> = (0..full + 2)
@@ -300,6 +385,7 @@ fn resolved(netns_cookie: u64, hosts: &[u8]) -> ResolvedPod {
     let addr = |host: &u8| IpAddr::from([198, 18, 0, *host]);
     ResolvedPod {
         interfaces: BTreeMap::new(),
+        routes: Routes::new(),
         addrs: hosts.iter().map(addr).collect(),
         netns_cookie,
         sources: Sources::default(),
@@ -324,6 +410,14 @@ fn policy() -> TrafficPolicy {
         owner_groups: GroupCapture::default(),
         direct_loopback: LoopbackRange::default(),
     }
+}
+
+fn routes(routes: &[(&str, &[u32])]) -> Routes {
+    let route = |(range, interfaces): &(&str, &[u32])| {
+        let range = IpRange::parse(range).expect(range);
+        (range, interfaces.iter().copied().collect())
+    };
+    routes.iter().map(route).collect()
 }
 
 fn ranges(ranges: &[&str]) -> BTreeSet<IpRange> {
