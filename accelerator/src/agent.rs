@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use isthmus_accel_abi::HANDSHAKE_MAX_AGE_SECONDS;
-use isthmus_accel_core::{Plan, ResolvedPod, diff, plan};
+use isthmus_accel_core::{MapOp, Plan, ResolvedPod, diff, plan};
 use isthmus_accel_datapath::{Datapath, DatapathError, RetiredRow};
 use isthmus_api::node_config::{Capture, NodeConfig, Pod, PodName, TrafficPolicy};
 
@@ -46,7 +46,7 @@ pub enum Condition {
         /// Why, as half a sentence.
         reason: String,
     },
-    /// Left to iptables until its network namespace is found.
+    /// Left to iptables until its network namespace is found, and takes the link for what arrives.
     Waiting {
         /// What is missing, as half a sentence.
         reason: String,
@@ -117,6 +117,9 @@ impl fmt::Display for Change {
 pub struct Step {
     /// What is new about the pods.
     pub changes: Vec<Change>,
+    /// Why a namespace took no link, the first one if several did not. A pod that appears is left to iptables
+    /// then; the others are served.
+    pub failure: Option<DatapathError>,
     /// Operations applied to the datapath.
     pub ops: usize,
 }
@@ -224,33 +227,56 @@ impl<D: Datapath> Agent<D> {
     ///
     /// # Errors
     ///
-    /// Returns the first [`DatapathError`]. What was applied until then is safe to leave and the next
-    /// call goes on from there.
+    /// Returns the first [`DatapathError`] that is about more than one pod. What was applied until then is
+    /// safe to leave and the next call goes on from there.
     pub fn converge(&mut self) -> Result<Step, DatapathError> {
         let Plan { refused, state } = plan(&self.resolved());
         self.datapath.locate(self.located());
         let loaded = self.datapath.loaded()?;
-        let ops = diff(&state, &loaded);
-        for op in &ops {
-            self.datapath.apply(op)?;
-        }
+        let Applied {
+            failure,
+            ops,
+            unlinked,
+        } = self.apply(&diff(&state, &loaded))?;
         self.datapath.find_listeners()?;
 
         let condition = |(name, pod): (&PodName, &Pod)| {
             let reason = refused.get(name).map(ToString::to_string);
             let refused = reason.map(|reason| Condition::Refused { reason });
-            (
-                name.clone(),
-                refused.unwrap_or_else(|| self.condition_of(pod)),
-            )
+            let condition = refused.unwrap_or_else(|| self.condition_of(pod, &unlinked));
+            (name.clone(), condition)
         };
         let conditions = self.config.pods.iter().map(condition).collect();
         let changes = changes(&self.conditions, &conditions);
         self.conditions = conditions;
         Ok(Step {
             changes,
-            ops: ops.len(),
+            failure,
+            ops,
         })
+    }
+
+    // A pod whose namespace takes no link is not captured: what leaves it would be, and what arrives not.
+    fn apply(&mut self, ops: &[MapOp]) -> Result<Applied, DatapathError> {
+        let mut applied = Applied::default();
+        let mut refused = BTreeMap::new();
+        for op in ops {
+            if let MapOp::PutPod { netns_cookie, .. } = op
+                && let Some(reason) = refused.remove(netns_cookie)
+            {
+                applied.unlinked.insert(*netns_cookie, reason);
+                continue;
+            }
+            match (op, self.datapath.apply(op)) {
+                (_, Ok(())) => applied.ops += 1,
+                (MapOp::AttachNetns { netns_cookie }, Err(error)) => {
+                    refused.insert(*netns_cookie, render_chain(&error));
+                    applied.failure.get_or_insert(error);
+                }
+                (_, Err(error)) => return Err(error),
+            }
+        }
+        Ok(applied)
     }
 
     fn located(&self) -> BTreeMap<u64, PathBuf> {
@@ -284,7 +310,7 @@ impl<D: Datapath> Agent<D> {
         self.config.pods.iter().filter_map(resolve).collect()
     }
 
-    fn condition_of(&self, pod: &Pod) -> Condition {
+    fn condition_of(&self, pod: &Pod, unlinked: &BTreeMap<u64, String>) -> Condition {
         if pod.capture == Capture::LeftAlone {
             let notice = |notice: &isthmus_api::node_config::Notice| notice.effect;
             let reason = pod
@@ -295,7 +321,12 @@ impl<D: Datapath> Agent<D> {
             return Condition::LeftAlone { reason };
         }
         match self.namespaces.get(&pod.netns) {
-            Some(Sighting::Found(namespace)) => Condition::Accelerated(namespace.clone()),
+            Some(Sighting::Found(namespace)) => match unlinked.get(&namespace.cookie) {
+                Some(reason) => Condition::Waiting {
+                    reason: reason.clone(),
+                },
+                None => Condition::Accelerated(namespace.clone()),
+            },
             Some(Sighting::Lost { reason }) => Condition::Waiting {
                 reason: reason.clone(),
             },
@@ -304,6 +335,15 @@ impl<D: Datapath> Agent<D> {
             },
         }
     }
+}
+
+/// What became of a list of operations.
+#[derive(Debug, Default)]
+struct Applied {
+    failure: Option<DatapathError>,
+    ops: usize,
+    /// Pods that are not captured because their namespaces took no link, by cookie, with the reason.
+    unlinked: BTreeMap<u64, String>,
 }
 
 fn wish_of(policy: &TrafficPolicy) -> Wish {

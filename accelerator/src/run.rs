@@ -170,6 +170,7 @@ impl<D: Datapath> Rounds<D> {
         self.look_up();
         let step = self.agent.converge()?;
         self.report(&step);
+        self.settle(step.failure.as_ref());
         // With the pods loaded, so that there is no moment in which nobody takes their connections.
         self.retire_others();
         self.follow();
@@ -190,8 +191,8 @@ impl<D: Datapath> Rounds<D> {
         self.look_up();
         match self.agent.converge() {
             Ok(step) => {
-                self.has_failed = false;
                 self.report(&step);
+                self.settle(step.failure.as_ref());
                 self.retire_others();
             }
             Err(error) => self.fail(&error),
@@ -223,6 +224,13 @@ impl<D: Datapath> Rounds<D> {
         match resolve::look_up(self.agent.wanted()) {
             Ok(lookups) => self.agent.handle_lookups(lookups),
             Err(error) => tracing::error!(%error, "network namespaces cannot be looked at"),
+        }
+    }
+
+    fn settle(&mut self, failure: Option<&DatapathError>) {
+        match failure {
+            Some(error) => self.fail(error),
+            None => self.has_failed = false,
         }
     }
 

@@ -296,6 +296,7 @@ fn pods(state: &State, names: &Names<'_>) -> Vec<Pod> {
     let mut pods: Vec<Pod> = state
         .pods
         .iter()
+        .filter(|(_, config)| config.is_in_force())
         .map(|(cookie, config)| Pod {
             name: names.get(cookie).map(|name| (*name).to_owned()),
             netns_cookie: *cookie,

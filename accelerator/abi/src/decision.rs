@@ -148,7 +148,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
 #[repr(u32)]
 pub enum PassCause {
-    /// The caller is in no pod of ours.
+    /// The caller is in no pod of ours, or in one that is being prepared.
     NotInPod = 0,
     /// X4: an IPv6 destination, and the pod has no rules for IPv6.
     NoIpv6Rules = 1,
@@ -241,6 +241,9 @@ pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
     let Some(pod) = rules.pod(netns) else {
         return Verdict::Pass(PassCause::NotInPod);
     };
+    if !pod.is_in_force() {
+        return Verdict::Pass(PassCause::NotInPod);
+    }
     if let Some(cause) = unruled(&pod, &dial.destination) {
         return Verdict::Pass(cause);
     }
@@ -402,7 +405,8 @@ fn proxy_dial_elsewhere<R: Rules>(dial: &Dial, owner: u64, rules: &R) -> Verdict
     if dial.port == target.inbound_port {
         return Verdict::Pass(PassCause::NotCapturedInbound);
     }
-    if target.flags.has(PodFlags::INTERFACES_EXCLUDED)
+    if !target.is_in_force()
+        || target.flags.has(PodFlags::INTERFACES_EXCLUDED)
         || unruled(&target, &dial.destination).is_some()
         || !captures_inbound(owner, &target, dial.port, rules)
     {

@@ -62,7 +62,7 @@ pub fn decide_datagram<R: Rules>(query: &Dial, rules: &R) -> DnsVerdict {
     };
     // X4
     let has_rules = is_v4(&query.destination) || pod.flags.has(PodFlags::IPV6);
-    if !has_rules || !pod.flags.has(PodFlags::DNS) {
+    if !pod.is_in_force() || !has_rules || !pod.flags.has(PodFlags::DNS) {
         return DnsVerdict::Pass(DnsPass::NotCaptured);
     }
 

@@ -45,7 +45,7 @@ pub enum InboundVerdict {
 /// Why an arriving connection was left alone.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum InboundPass {
-    /// The namespace is no pod of ours.
+    /// The namespace is no pod of ours, or one that is being prepared.
     NotInPod,
     /// X4: it is IPv6, and the pod has no rules for IPv6.
     NoIpv6Rules,
@@ -67,6 +67,9 @@ pub fn decide_inbound<R: Rules>(arrival: &Arrival, rules: &R) -> InboundVerdict 
     let Some(pod) = rules.pod(arrival.netns_cookie) else {
         return InboundVerdict::Pass(InboundPass::NotInPod);
     };
+    if !pod.is_in_force() {
+        return InboundVerdict::Pass(InboundPass::NotInPod);
+    }
     if !is_v4(&arrival.local) && !pod.flags.has(PodFlags::IPV6) {
         return InboundVerdict::Pass(InboundPass::NoIpv6Rules);
     }

@@ -28,6 +28,9 @@ impl PodFlags {
     /// Some interfaces of the pod are left alone (row I1), so that `EXCLUDED_INTERFACES` and `ROUTES` are
     /// to be asked.
     pub const INTERFACES_EXCLUDED: Self = Self(1 << 6);
+    /// The pod is not captured yet. Its entry is there so that its proxy's listeners can be told from others
+    /// before the first connection is steered to them.
+    pub const PREPARING: Self = Self(1 << 7);
     /// The pod's agent answers its DNS (`ISTIO_META_DNS_CAPTURE`): port 53 of the servers in
     /// [`crate::RuleList::DNS_SERVERS`] is taken (row D1), and rows O3 and O4 leave port 53 out.
     pub const DNS: Self = Self(1 << 8);
@@ -100,6 +103,22 @@ impl PodConfig {
             source_v4: [0; 4],
             source_v6: [0; 16],
         }
+    }
+
+    /// Returns the entry of the pod while it is not captured yet.
+    #[must_use]
+    pub const fn preparing(self) -> Self {
+        Self {
+            flags: self.flags.with(PodFlags::PREPARING),
+            ..self
+        }
+    }
+
+    /// Tells whether the pod is captured, as its entry says.
+    #[must_use]
+    #[inline]
+    pub const fn is_in_force(&self) -> bool {
+        !self.flags.has(PodFlags::PREPARING)
     }
 
     /// Tells whether the address is in the loopback range that is always direct. For IPv6 that is `::1`.

@@ -20,7 +20,9 @@ use crate::{MapOp, State};
 /// * a pod for which there is no such in-between (another owner of the sidecar; addresses and rules
 ///   that change together; routes that change together with rules, or while an address goes to another
 ///   pod) is taken out and put back;
-/// * a namespace is steered after its pod is there, and no longer before its pod goes.
+/// * what arrives at a pod that appears is captured from the same operation on as what leaves it: its
+///   namespace is linked, and its proxy's listeners are found, while the pod is [preparing](PodConfig::preparing).
+///   Both end together too.
 ///
 /// A connection that finds its pod missing is left to iptables. Costs `O((n + m) log n)`; returns
 /// nothing if both are equal.
@@ -30,12 +32,12 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     let stays = |netns_cookie: u64| staying.contains(&netns_cookie);
     let mut ops = Vec::new();
 
-    let unsteered = loaded.steered.difference(&desired.steered);
-    ops.extend(unsteered.map(|cookie| MapOp::DetachNetns {
-        netns_cookie: *cookie,
-    }));
     let leaving = loaded.pods.keys().filter(|cookie| !stays(**cookie));
     ops.extend(leaving.map(|cookie| MapOp::RemovePod {
+        netns_cookie: *cookie,
+    }));
+    let unsteered = loaded.steered.difference(&desired.steered);
+    ops.extend(unsteered.map(|cookie| MapOp::DetachNetns {
         netns_cookie: *cookie,
     }));
     // What belongs to pods that the kernel does not see at this point: the order does not matter.
@@ -58,11 +60,18 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     put_cidrs(&mut ops, desired, loaded, is_exclusion);
     put_ports(&mut ops, desired, loaded, |list| !is_exclusion(list));
     put_cidrs(&mut ops, desired, loaded, is_inclusion);
+    let newly_steered = || desired.steered.difference(&loaded.steered).copied();
+    let prepared: BTreeSet<u64> = newly_steered().filter(|cookie| !stays(*cookie)).collect();
     for (cookie, config) in &desired.pods {
         if !stays(*cookie) || loaded.pods.get(cookie) != Some(config) {
+            let config = if prepared.contains(cookie) {
+                config.preparing()
+            } else {
+                *config
+            };
             ops.push(MapOp::PutPod {
                 netns_cookie: *cookie,
-                config: *config,
+                config,
             });
         }
     }
@@ -88,10 +97,18 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     remove_addrs(&mut ops, desired, loaded, stays);
 
     // Last: what can fail for one namespace may not keep the others from their rules.
-    let steered = desired.steered.difference(&loaded.steered);
-    ops.extend(steered.map(|cookie| MapOp::AttachNetns {
-        netns_cookie: *cookie,
-    }));
+    for netns_cookie in newly_steered() {
+        ops.push(MapOp::AttachNetns { netns_cookie });
+        let config = desired.pods.get(&netns_cookie);
+        ops.extend(
+            config
+                .filter(|_| prepared.contains(&netns_cookie))
+                .map(|config| MapOp::PutPod {
+                    netns_cookie,
+                    config: *config,
+                }),
+        );
+    }
     ops
 }
 
@@ -131,7 +148,8 @@ fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
     }
 
     let stays = |(cookie, config): (&u64, &PodConfig)| {
-        let old = loaded.pods.get(cookie)?;
+        // One whose agent was killed while it prepared the pod begins anew.
+        let old = loaded.pods.get(cookie).filter(|old| old.is_in_force())?;
         let is_governed_anew = old != config || governed_anew.contains(cookie);
         let is_routed_anew = routed_anew.contains(cookie);
         let is_both = is_governed_anew && (addressed_anew.contains(cookie) || is_routed_anew)

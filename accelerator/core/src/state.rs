@@ -43,7 +43,7 @@ pub enum MapOp {
         /// The interface.
         ifindex: u32,
     },
-    /// Adds or replaces a pod: from here on it is captured.
+    /// Adds or replaces a pod: from here on it is captured, unless it is [preparing](PodConfig::preparing).
     PutPod {
         /// Its network namespace.
         netns_cookie: u64,

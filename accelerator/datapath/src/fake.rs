@@ -1,6 +1,11 @@
 //! The datapath as values in memory, for tests of everything above it.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    time::Duration,
+};
 
 use isthmus_accel_abi::{
     Counter, Histogram, HopKey, HopStats, LatencyKey, MAX_CIDR_RULES, MAX_GROUP_RULES,
@@ -36,6 +41,8 @@ pub struct FakeDatapath {
     pub namespaces: BTreeMap<u64, PathBuf>,
     /// The next operation fails as if its map was full, once.
     pub is_next_op_refused: bool,
+    /// Namespaces, by cookie, that take no link.
+    pub unlinkable: BTreeSet<u64>,
 }
 
 impl FakeDatapath {
@@ -57,6 +64,14 @@ impl Datapath for FakeDatapath {
     }
 
     fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError> {
+        if let MapOp::AttachNetns { netns_cookie } = op
+            && self.unlinkable.contains(netns_cookie)
+        {
+            return Err(DatapathError::Kernel {
+                action: format!("attaching to namespace {netns_cookie}"),
+                source: io::Error::from_raw_os_error(libc::E2BIG),
+            });
+        }
         let mut next = self.state.clone();
         next.apply(op);
         let is_refused = std::mem::take(&mut self.is_next_op_refused);

@@ -174,6 +174,52 @@ fn a_refused_operation_is_tried_again() {
 }
 
 #[test]
+fn a_pod_is_linked_before_it_is_captured() {
+    let agent = running(&["a"]);
+    let applied = agent.datapath().applied.iter();
+    let steps: Vec<&str> = applied.filter_map(of_a_pod).collect();
+    assert_eq!(steps, ["prepared", "linked", "captured"]);
+}
+
+#[test]
+fn a_pod_whose_namespace_takes_no_link_is_not_captured_and_keeps_nobody_from_it() {
+    let mut agent = Agent::new(FakeDatapath {
+        unlinkable: [1].into(),
+        ..FakeDatapath::default()
+    });
+    agent.handle_config(config(&["a", "b"]));
+    agent.handle_lookups(lookups([("a", found(1)), ("b", found(2))]));
+    let step = agent.converge().expect("it is about one pod only");
+    let reason = "attaching to namespace 1 failed: Argument list too long (os error 7)";
+    let failure = step.failure.as_ref().expect("it is told");
+    assert_eq!(render_chain(failure), reason);
+    assert_eq!(
+        render(&step),
+        [
+            &format!("pod default/a is left to iptables (waiting): {reason}"),
+            "pod default/b is accelerated (netns cookie 2, 198.18.0.2)",
+        ]
+    );
+    let captured = |agent: &Agent<FakeDatapath>| -> Vec<u64> {
+        let pods = agent.datapath().state.pods.iter();
+        let captured = pods.filter(|(_, config)| config.is_in_force());
+        captured.map(|(cookie, _)| *cookie).collect()
+    };
+    assert_eq!(captured(&agent), [2]);
+    assert!(agent.is_waiting(), "it is tried again soon");
+
+    agent.datapath.unlinkable.clear();
+    let step = agent.converge().expect("the fake takes it");
+    assert!(step.failure.is_none());
+    assert_eq!(
+        render(&step),
+        ["pod default/a is accelerated (netns cookie 1, 198.18.0.1)"]
+    );
+    assert_eq!(captured(&agent), [1, 2]);
+    assert_eq!(agent.datapath().state, running(&["a", "b"]).datapath.state);
+}
+
+#[test]
 fn pods_are_left_alone_for_a_reason() {
     struct Case {
         annotation: (&'static str, &'static str),
@@ -356,6 +402,23 @@ fn found(cookie: u8) -> Result<Namespace, LookupError> {
         routes: Routes::new(),
         sources: Sources::default(),
     })
+}
+
+// What an operation is to a pod that appears.
+fn of_a_pod(op: &MapOp) -> Option<&'static str> {
+    let steps = [
+        (
+            matches!(op, MapOp::PutPod { config, .. } if !config.is_in_force()),
+            "prepared",
+        ),
+        (matches!(op, MapOp::AttachNetns { .. }), "linked"),
+        (
+            matches!(op, MapOp::PutPod { config, .. } if config.is_in_force()),
+            "captured",
+        ),
+    ];
+    let (_, step) = steps.into_iter().find(|(is_it, _)| *is_it)?;
+    Some(step)
 }
 
 fn absent(name: &str) -> LookupError {

@@ -6,7 +6,7 @@ use std::{
     os::fd::AsRawFd as _,
 };
 
-use isthmus_accel_abi::map;
+use isthmus_accel_abi::{PodConfig, map};
 use isthmus_accel_core::MapOp;
 use isthmus_accel_datapath::{Datapath as _, linux::LinuxDatapath};
 use isthmus_integration_tests::iptables::Ports;
@@ -122,6 +122,35 @@ fn pods_with_the_same_address_have_their_own_proxies() {
     for (cable, proxy) in cables.iter().zip(&proxies) {
         assert_eq!(taken_by(cable, std::slice::from_ref(proxy)), SIDECAR);
     }
+}
+
+#[test]
+fn a_pod_that_is_prepared_is_left_alone_until_it_is_in_force() {
+    let cable = Cable::new();
+    let application = application(&cable);
+    let listeners = [worker(&cable.server, SIDECAR), application];
+    let mut fixture = Fixture::load();
+    let config = PodConfig::istio_default();
+    fixture.add_pod_as(&cable.server, config.preparing());
+    fixture.steer(&cable.server);
+    assert_eq!(taken_by(&cable, &listeners), APPLICATION);
+    // What leaves too: nobody listens for it, so that captured it would be refused.
+    let to_client = SocketAddr::new(cable.client.addr.into(), 8080);
+    let target = cable
+        .client
+        .listen(APP, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 8080));
+    let dial = || cable.server.connect(APP, to_client).map(drop);
+    dial().expect("it is not captured");
+
+    fixture.apply(MapOp::PutPod {
+        netns_cookie: cable.server.cookie,
+        config,
+    });
+    // With the listener that was found before.
+    assert_eq!(taken_by(&cable, &listeners), SIDECAR);
+    let error = dial().expect_err("it is captured, and nobody listens");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    drop(target);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::{v4_mapped, v4_of};
 
 mod families;
 mod interfaces;
+mod preparing;
 
 const CLIENT: u64 = 11;
 const SERVER: u64 = 22;

@@ -90,12 +90,22 @@ fn follows_istios_inbound_chain() {
         pods: [(NETNS, PodConfig::istio_default())].into(),
         ..excluded()
     };
+    let preparing = || Loaded {
+        pods: [(NETNS, PodConfig::istio_default().preparing())].into(),
+        ..excluded()
+    };
     let in_other = Arrival {
         netns_cookie: OTHER_NETNS,
         ..to(8080)
     };
     let cases = [
         case("no pod of ours", excluded(), in_other, Some(NotInPod)),
+        case(
+            "one that is being prepared",
+            preparing(),
+            to(8080),
+            Some(NotInPod),
+        ),
         case(
             "I1: interface",
             excluded(),

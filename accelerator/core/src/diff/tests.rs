@@ -121,15 +121,43 @@ fn orders_operations() {
                 "+addr 1",
                 "+exclude_inbound 443",
                 "+interface 5",
-                "+pod 1",
+                "+pod 1, preparing",
                 "+netns 1",
+                "+pod 1",
             ],
         },
         Case {
             name: "it goes",
             loaded: steered(policy(&[])),
             desired: State::default(),
-            ops: &["-netns 1", "-pod 1", "-addr 1", "-interface 5"],
+            ops: &["-pod 1", "-netns 1", "-addr 1", "-interface 5"],
+        },
+        Case {
+            name: "a pod that an agent was killed over appears",
+            loaded: preparing(policy(&[])),
+            desired: steered(policy(&[])),
+            ops: &[
+                "-pod 1",
+                "+interface 5",
+                "+pod 1, preparing",
+                "+netns 1",
+                "+pod 1",
+            ],
+        },
+        Case {
+            name: "or was after it had linked it",
+            loaded: preparing(steered(policy(&[]))),
+            desired: steered(policy(&[])),
+            ops: &["-pod 1", "+pod 1"],
+        },
+        Case {
+            name: "a pod asks for what arrives, from here on",
+            loaded: policy(&[]),
+            desired: State {
+                steered: [1].into(),
+                ..policy(&[])
+            },
+            ops: &["+netns 1"],
         },
         Case {
             name: "nothing is to be steered any more, and the interface is no longer excluded",
@@ -259,6 +287,16 @@ fn steered(state: State) -> State {
     }
 }
 
+fn preparing(state: State) -> State {
+    let pods = state.pods.into_iter();
+    State {
+        pods: pods
+            .map(|(cookie, config)| (cookie, config.preparing()))
+            .collect(),
+        ..state
+    }
+}
+
 fn addr(host: u8) -> [u8; 16] {
     v4_mapped([198, 18, 0, host])
 }
@@ -275,7 +313,17 @@ fn render_op(op: &MapOp) -> String {
         MapOp::RemoveRoute(key) => format!("-route {}", render_range(key)),
         MapOp::AttachNetns { netns_cookie } => format!("+netns {netns_cookie}"),
         MapOp::DetachNetns { netns_cookie } => format!("-netns {netns_cookie}"),
-        MapOp::PutPod { netns_cookie, .. } => format!("+pod {netns_cookie}"),
+        MapOp::PutPod {
+            netns_cookie,
+            config,
+        } => {
+            let preparing = if config.is_in_force() {
+                ""
+            } else {
+                ", preparing"
+            };
+            format!("+pod {netns_cookie}{preparing}")
+        }
         MapOp::PutAddr { addr, .. } => format!("+addr {}", addr[15]),
         MapOp::RemoveAddr { addr } => format!("-addr {}", addr[15]),
         MapOp::RemovePod { netns_cookie } => format!("-pod {netns_cookie}"),
