@@ -234,6 +234,19 @@ impl RealEnvoy {
             .context("the configuration dump is not JSON")
     }
 
+    /// What it has logged so far of a request with this trace ([`crate::sidecar::TRACE_HEADER`]).
+    ///
+    /// # Errors
+    ///
+    /// When the log cannot be read.
+    pub fn access_log(&self, trace: &str) -> Result<Vec<Value>> {
+        let log = self.process.log()?;
+        let lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        Ok(lines.filter(|line| line["trace"] == trace).collect())
+    }
+
     /// The process, for its log.
     pub fn process(&self) -> &Process {
         &self.process

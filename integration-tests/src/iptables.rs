@@ -244,10 +244,23 @@ pub fn counts(netns: &Netns) -> Result<Vec<RuleCount>> {
 ///
 /// As [`counts`].
 pub fn outbound_redirects(netns: &Netns) -> Result<u64> {
+    redirects(netns, "ISTIO_REDIRECT")
+}
+
+/// How many connections went to the sidecar because they arrived at the pod, from another or from its own sidecar.
+///
+/// # Errors
+///
+/// As [`counts`].
+pub fn inbound_redirects(netns: &Netns) -> Result<u64> {
+    redirects(netns, "ISTIO_IN_REDIRECT")
+}
+
+fn redirects(netns: &Netns, chain: &str) -> Result<u64> {
     let counts = counts(netns)?;
     Ok(counts
         .iter()
-        .filter(|count| count.chain == "ISTIO_REDIRECT")
+        .filter(|count| count.chain == chain)
         .map(|count| count.packets)
         .sum())
 }

@@ -180,14 +180,7 @@ impl Mesh {
     ///
     /// When there is no answer; any status is one.
     pub fn request(&self, headers: &str) -> Result<Response> {
-        let address = SocketAddrV4::new(SERVICE_ADDRESS, SERVICE_PORT);
-        let stream = self
-            .pod(CLIENT)?
-            .netns
-            .enter(|| TcpStream::connect(address))??;
-        stream.set_read_timeout(Some(CHANGE_DEADLINE))?;
-        let headers = format!("connection: close\r\n{headers}");
-        Ok(HttpConnection::new(stream).request("GET", "server.default", "/", &headers)?)
+        request_service(self.pod(CLIENT)?, "/", headers)
     }
 
     /// Waits until a request is answered by a route of this revision.
@@ -227,14 +220,8 @@ impl Mesh {
         );
         let sidecar = self.sidecar(pod)?;
         wait::until(&format!("the log line of {trace}"), CHANGE_DEADLINE, || {
-            let log = sidecar.process().log()?;
-            let lines = log
-                .lines()
-                .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            lines
-                .into_iter()
-                .find(|line| line["trace"] == trace)
-                .context("it is not there")
+            let lines = sidecar.access_log(trace)?;
+            lines.into_iter().next().context("it is not there")
         })
     }
 
@@ -288,21 +275,43 @@ impl Mesh {
     }
 
     fn start_sidecar(&mut self, name: &str) -> Result<()> {
-        let pod = self.lab.pod(name)?;
-        let mut sidecar = RealEnvoy::start(&EnvoyPlan {
-            cluster: "lab",
-            control_plane: SocketAddrV4::new(NODE_ADDRESS, crate::control_plane::XDS_PORT),
-            dir: &pod.dir,
-            id: &format!(
-                "sidecar~{}~{name}.default~default.svc.cluster.local",
-                pod.address
-            ),
-            netns: Some(&pod.netns.path()),
-            protocol: self.protocol,
-            user: User::Proxy,
-        })?;
-        sidecar.wait_ready()?;
+        let sidecar = start_sidecar(self.lab.pod(name)?, self.protocol)?;
         self.sidecars.insert(name.to_owned(), sidecar);
         Ok(())
     }
+}
+
+/// Starts the sidecar of a pod, and waits until it has what the node's control plane has for it.
+///
+/// # Errors
+///
+/// When it does not start.
+pub fn start_sidecar(pod: &Pod, protocol: Protocol) -> Result<RealEnvoy> {
+    let mut sidecar = RealEnvoy::start(&EnvoyPlan {
+        cluster: "lab",
+        control_plane: SocketAddrV4::new(NODE_ADDRESS, crate::control_plane::XDS_PORT),
+        dir: &pod.dir,
+        id: &format!(
+            "sidecar~{}~{}.default~default.svc.cluster.local",
+            pod.address, pod.name
+        ),
+        netns: Some(&pod.netns.path()),
+        protocol,
+        user: User::Proxy,
+    })?;
+    sidecar.wait_ready()?;
+    Ok(sidecar)
+}
+
+/// Sends one request from a pod's application to the service.
+///
+/// # Errors
+///
+/// When there is no answer; any status is one.
+pub fn request_service(pod: &Pod, path: &str, headers: &str) -> Result<Response> {
+    let address = SocketAddrV4::new(SERVICE_ADDRESS, SERVICE_PORT);
+    let stream = pod.netns.enter(|| TcpStream::connect(address))??;
+    stream.set_read_timeout(Some(CHANGE_DEADLINE))?;
+    let headers = format!("connection: close\r\n{headers}");
+    Ok(HttpConnection::new(stream).request("GET", "server.default", path, &headers)?)
 }

@@ -16,7 +16,10 @@ pub const APPLICATION_PORT: u16 = 8080;
 /// How long it may take to listen.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Starts nginx in a pod; it answers every request with the pod's name.
+/// Path at which it answers with the address that it was asked from.
+pub const SOURCE_PATH: &str = "/source";
+
+/// Starts nginx in a pod; it answers every request with the pod's name, but for [`SOURCE_PATH`].
 ///
 /// # Errors
 ///
@@ -79,6 +82,7 @@ http {{
         listen 0.0.0.0:{APPLICATION_PORT};
         default_type text/plain;
         location / {{ return 200 \"{name}\\n\"; }}
+        location = {SOURCE_PATH} {{ return 200 \"$remote_addr\\n\"; }}
     }}
 }}
 ",

@@ -3,16 +3,25 @@
 //! Every sidecar gets both listeners: `virtualOutbound` takes what its application sends and routes it to a cluster of
 //! endpoints, `virtualInbound` takes what arrives and hands it to the application at the original destination.
 
+mod mutual_tls;
+
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde_json::{Value, json};
 
+pub use self::mutual_tls::Identity;
 use crate::envoy::Protocol;
 use crate::iptables::{INBOUND_PORT, OUTBOUND_PORT};
 use crate::nginx::APPLICATION_PORT;
 
 /// Response header with the revision of the route that answered.
 pub const REVISION_HEADER: &str = "x-isthmus-revision";
+
+/// The listener of what leaves the pod, in access logs and statistics.
+pub const OUTBOUND_LISTENER: &str = "virtualOutbound";
+
+/// The listener of what arrives at the pod.
+pub const INBOUND_LISTENER: &str = "virtualInbound";
 
 /// Request header that makes a sidecar write an access log line: load goes unlogged.
 pub const TRACE_HEADER: &str = "x-isthmus-trace";
@@ -27,20 +36,39 @@ pub const OUTBOUND_ROUTES: &str = "80";
 pub const EDGE_ROUTES: &str = "edge";
 
 /// Address that an inbound sidecar dials its application from, so that no rule captures that again.
-const INBOUND_SOURCE: &str = "127.0.0.6";
+pub const INBOUND_SOURCE: &str = "127.0.0.6";
 
 /// Idle connections between a sidecar and what it dials are closed after this: the next measurement starts afresh.
 const UPSTREAM_IDLE: &str = "2s";
 
 /// Listeners, clusters and endpoints: what does not change with a route.
 pub fn mesh_document(protocol: Protocol, servers: &[Ipv4Addr]) -> Value {
+    let inbound = inbound_listener();
+    render_mesh(protocol, servers, inbound, service_cluster(protocol))
+}
+
+/// The same for sidecars of one workload that speak mutual TLS with each other, and plain text with nobody.
+pub fn mutual_tls_document(protocol: Protocol, servers: &[Ipv4Addr], identity: &Identity) -> Value {
+    let mut inbound = inbound_listener();
+    inbound["filterChains"][0]["transportSocket"] = identity.downstream();
+    let mut service = service_cluster(protocol);
+    service["transportSocket"] = identity.upstream();
+    render_mesh(protocol, servers, inbound, service)
+}
+
+fn render_mesh(
+    protocol: Protocol,
+    servers: &[Ipv4Addr],
+    inbound_listener: Value,
+    service_cluster: Value,
+) -> Value {
     document(
         "mesh",
         &[
             outbound_listener(protocol),
-            inbound_listener(),
+            inbound_listener,
             inbound_cluster(),
-            service_cluster(protocol),
+            service_cluster,
             endpoints(servers),
         ],
     )
@@ -109,7 +137,7 @@ fn outbound_listener(protocol: Protocol) -> Value {
     let routes =
         json!({"configSource": protocol.config_source(), "routeConfigName": OUTBOUND_ROUTES});
     listener(
-        "virtualOutbound",
+        OUTBOUND_LISTENER,
         OUTBOUND_PORT,
         "OUTBOUND",
         &("rds", routes),
@@ -126,7 +154,7 @@ fn inbound_listener() -> Value {
         }],
     });
     listener(
-        "virtualInbound",
+        INBOUND_LISTENER,
         INBOUND_PORT,
         "INBOUND",
         &("routeConfig", routes),
@@ -166,6 +194,7 @@ fn access_log(listener: &str) -> Value {
             "logFormat": {"jsonFormat": {
                 "listener": listener,
                 "local": "%DOWNSTREAM_LOCAL_ADDRESS%",
+                "peer": "%DOWNSTREAM_PEER_URI_SAN%",
                 "remote": "%DOWNSTREAM_REMOTE_ADDRESS%",
                 "status": "%RESPONSE_CODE%",
                 "trace": format!("%REQ({TRACE_HEADER})%"),

@@ -30,7 +30,8 @@ fn case_01_an_application_sees_whom_it_dialled() {
     ])]);
 }
 
-/// Application, sidecar, sidecar again, application: the middle is what keeps mTLS on the way.
+/// Application, sidecar, sidecar again, application: the middle is what keeps mTLS on the way, which
+/// `own_service.rs` shows with a real Envoy.
 #[test]
 fn case_03_a_call_to_the_own_service_passes_the_sidecar_twice() {
     let net = Net::new();
