@@ -184,12 +184,20 @@ impl Stream {
     /// [`Stream::next_wake`] has come.
     pub fn poll(&mut self, now: Duration) -> Option<Response> {
         loop {
-            self.release_breaks(now);
-            let due = self.states.iter().position(|state| {
-                order::make_at(state, &self.states).is_some_and(|at| at <= now)
-            })?;
-            if let Some(response) = self.send(due, now) {
-                return Some(response);
+            let has_released = self.release_breaks(now);
+            let due = self
+                .states
+                .iter()
+                .position(|state| order::make_at(state, &self.states).is_some_and(|at| at <= now));
+            match due {
+                Some(due) => {
+                    if let Some(response) = self.send(due, now) {
+                        return Some(response);
+                    }
+                }
+                // What went without a word may have held up another removal.
+                None if has_released => {}
+                None => return None,
             }
         }
     }
@@ -344,7 +352,8 @@ impl Stream {
         Ok((index, true))
     }
 
-    fn release_breaks(&mut self, now: Duration) {
+    fn release_breaks(&mut self, now: Duration) -> bool {
+        let mut has_released = false;
         for index in 0..self.states.len() {
             if !self.states[index].has_breaks() {
                 continue;
@@ -357,8 +366,9 @@ impl Stream {
                 },
                 BreakGate::Shut => continue,
             };
-            self.states[index].release_breaks(before, now);
+            has_released |= self.states[index].release_breaks(before, now);
         }
+        has_released
     }
 
     fn send(&mut self, index: usize, now: Duration) -> Option<Response> {

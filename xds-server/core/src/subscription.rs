@@ -72,6 +72,11 @@ impl Subscription {
         matches!(self.wildcard, Wildcard::Legacy | Wildcard::Explicit)
     }
 
+    /// Whether there is anything in it: a name, or the wildcard.
+    pub fn wants_anything(&self) -> bool {
+        self.is_wildcard() || !self.names.is_empty()
+    }
+
     /// Whether a resource of this name is wanted: by name, by glob (R55) or by wildcard.
     pub fn wants(&self, name: &str) -> bool {
         self.is_wildcard()

@@ -462,6 +462,7 @@ impl TypeState {
             isolation.retain(is_wanted);
             self.isolation.take_if(|isolation| isolation.is_over());
         }
+        self.doubt_no_more();
     }
 
     fn note_pending(&mut self, now: Duration) {

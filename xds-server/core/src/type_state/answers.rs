@@ -212,7 +212,17 @@ impl TypeState {
     /// Whether the client refused something and may go on with what it had before.
     pub(crate) fn may_keep_old(&self) -> bool {
         let isolation = self.isolation.as_ref();
-        self.keeps_old || isolation.is_some_and(|it| it.may_keep_old())
+        self.subscription.wants_anything()
+            && (self.keeps_old || isolation.is_some_and(|it| it.may_keep_old()))
+    }
+
+    /// Something was forgotten, and no answer will come that says that the client did so too.
+    pub(super) fn doubt_no_more(&mut self) {
+        // What is in no list may be a removal that it refused last, if it is told of any.
+        let is_removal_told = self.variant == Variant::Delta || self.is_restated();
+        if self.keeps_old && (self.refusal.is_none() || !is_removal_told) {
+            self.keeps_old = self.is_doubt_left();
+        }
     }
 
     fn is_doubt_left(&self) -> bool {

@@ -24,14 +24,16 @@ impl TypeState {
         self.breaks.values().map(|held| held.since).min()
     }
 
-    /// Lets removals go: those held since `before` or earlier.
-    pub(crate) fn release_breaks(&mut self, before: Duration, now: Duration) {
+    /// Lets removals go: those held since `before` or earlier. Returns whether there were any.
+    pub(crate) fn release_breaks(&mut self, before: Duration, now: Duration) -> bool {
         let due = self.breaks.extract_if(.., |_, held| held.since <= before);
         let due: Vec<(Name, Break)> = due.collect();
+        let has_released = !due.is_empty();
         for (name, kept) in due {
             self.remove_from_client(name, kept.held);
         }
         self.note_pending(now);
+        has_released
     }
 
     pub(super) fn keep_or_remove(&mut self, name: Name, held: Held, since: Duration) {
@@ -55,6 +57,8 @@ impl TypeState {
         if is_told {
             // It was refused before it was held, but it may have been asked for by name.
             self.todo.insert(name, held.doubted());
+        } else if !self.is_restated() {
+            self.doubt_no_more();
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Removals in responses that are refused: the client may go on with what it was to let go
-//! (R42, R44).
+//! (R42, R44), and for how long.
 
-use isthmus_xds_core::Variant;
+use isthmus_xds_core::{Request, Variant};
 
 use crate::support::*;
 
@@ -93,5 +93,69 @@ fn r42_a_set_without_something_that_was_refused_for_another_is_sent_again() {
     client.nack(&first, "no");
     client.nack(&second, "no");
     assert_eq!(only(client.settle()).resources, ["a=1"]);
+    assert!(client.is_at_rest());
+}
+
+#[test]
+fn r44_who_wants_nothing_of_a_type_any_more_keeps_nothing_by_it() {
+    let mut plane = Plane::default();
+    let mut client = Client::delta(plane.publish(&[(CLUSTER, "A", "1"), (LISTENER, "l", "to A")]));
+    client.ask(CLUSTER, &[]);
+    client.ask(LISTENER, &["*"]);
+    client.settle();
+    client.publish(plane.publish(&[(CLUSTER, "A", "1")]));
+    let removal = only(client.receive());
+    client.nack(&removal, "no");
+    client.publish(plane.publish(&[]));
+    client.wait(3_600_000);
+    assert!(client.receive().is_empty(), "l is in force and refers to A");
+    client.unsubscribe(LISTENER, &["*"]);
+    assert_eq!(only(client.settle()).removed, ["A"]);
+}
+
+#[test]
+fn r44_what_was_refused_and_is_not_wanted_any_more_keeps_nothing() {
+    let mut plane = Plane::default();
+    let view = plane.publish(&[
+        (CLUSTER, "A", "1"),
+        (LISTENER, "l", "to A"),
+        (LISTENER, "m", "1"),
+    ]);
+    let mut client = Client::delta(view);
+    client.ask(CLUSTER, &[]);
+    client.ask(LISTENER, &["l", "m"]);
+    client.settle();
+    let m = (LISTENER, "m", "2");
+    client.publish(plane.publish(&[(CLUSTER, "A", "1"), (LISTENER, "l", "bad"), m]));
+    let reply = only(client.receive());
+    client.nack(&reply, "Error adding/updating listener(s) l: no");
+    assert_eq!(only(client.settle()).resources, ["m=2"]);
+    // What replaces it waits for a cluster when it is not wanted any more.
+    client.publish(plane.publish(&[(CLUSTER, "A", "2"), (LISTENER, "l", "to A too"), m]));
+    let cluster = only(client.receive());
+    client.unsubscribe(LISTENER, &["l"]);
+    client.ack(&cluster);
+    client.publish(plane.publish(&[m]));
+    assert_eq!(only(client.settle()).removed, ["A"]);
+}
+
+#[test]
+fn r44_what_was_refused_and_goes_without_a_word_keeps_nothing() {
+    let mut plane = Plane::default();
+    let mut client = Client::sotw(plane.publish(&[(CLUSTER, "A", "1"), (ROUTE, "r", "bad")]));
+    client.ask(CLUSTER, &[]);
+    client.ask(ROUTE, &["r"]);
+    let cluster = only(client.receive());
+    client.ack(&cluster);
+    let route = only(client.receive());
+    client.send(&Request {
+        names: names(&["r"]),
+        ..answer(&route, Some("no"))
+    });
+    client.publish(plane.publish(&[(ROUTE, "r", "bad")]));
+    client.wait(3_600_000);
+    assert!(client.receive().is_empty(), "r may refer to A");
+    client.publish(plane.publish(&[]));
+    assert!(only(client.settle()).resources.is_empty());
     assert!(client.is_at_rest());
 }
