@@ -72,8 +72,9 @@ struct Belief {
     held: BTreeMap<String, String>,
     // What it held before what it refused for no reason: the server may take it for bad.
     doubted: BTreeSet<(String, String)>,
-    // Whether it refused anything.
+    // Whether it refused anything, and whether that is its last word.
     has_refused: bool,
+    is_refusing: bool,
     // `version_info` of what it accepted last, and whether it came back with it.
     accepted: String,
     is_returning: bool,
@@ -284,6 +285,7 @@ impl World {
         if !is_ack {
             error.get_or_insert_with(|| "for no reason".to_owned());
         }
+        self.beliefs[of].is_refusing = error.is_some();
         if error.is_some() {
             self.beliefs[of].has_refused = true;
             if error.as_deref() == Some("for no reason") {
@@ -424,12 +426,7 @@ impl World {
 
     fn check(&self) {
         for (of, belief) in self.beliefs.iter().enumerate() {
-            let desired = self
-                .desired
-                .iter()
-                .filter(|((kind, name), _)| *kind == of && belief.is_started && belief.wants(name));
-            let desired: BTreeMap<&String, &String> =
-                desired.map(|((_, name), value)| (name, value)).collect();
+            let desired: BTreeMap<&String, &String> = self.desired_of(of).collect();
             let mut held: BTreeMap<&String, &String> = belief.held.iter().collect();
             // Absence deletes nothing here: these go with what refers to them (R26).
             let goes_with_parent =
@@ -439,10 +436,7 @@ impl World {
                 held.retain(|name, _| desired.contains_key(name));
             }
             // What it refuses it has as it was before, or not at all.
-            let is_refused = |name: &str, value: &str| {
-                let pair = (name.to_owned(), value.to_owned());
-                self.manners.is_bad(of, name, value) || belief.doubted.contains(&pair)
-            };
+            let is_refused = |name: &str, value: &str| self.is_refused(of, name, value);
             held.retain(|name, _| desired.get(name).is_none_or(|it| !is_refused(name, it)));
             // Who refuses it and holds it all the same may be left with it.
             held.retain(|name, value| desired.contains_key(name) || !is_refused(name, value));
@@ -474,8 +468,29 @@ impl World {
             ROUTE => &[2],
             _ => &[],
         };
-        let refuses = |other: &usize| self.beliefs[*other].has_refused || self.may_refer(*other);
-        referrers.iter().any(refuses)
+        let keeps_old = |other: &usize| {
+            let belief = &self.beliefs[*other];
+            let wants_anything = belief.is_wildcard || !belief.names.is_empty();
+            let mut desired = self.desired_of(*other);
+            (belief.is_refusing && wants_anything)
+                || desired.any(|(name, value)| self.is_refused(*other, name, value))
+                || self.may_refer(*other)
+        };
+        referrers.iter().any(keeps_old)
+    }
+
+    fn desired_of(&self, of: usize) -> impl Iterator<Item = (&String, &String)> {
+        let belief = &self.beliefs[of];
+        let is_of =
+            move |kind: usize, name: &str| kind == of && belief.is_started && belief.wants(name);
+        let desired = self.desired.iter();
+        let desired = desired.filter(move |((kind, name), _)| is_of(*kind, name));
+        desired.map(|((_, name), value)| (name, value))
+    }
+
+    fn is_refused(&self, of: usize, name: &str, value: &str) -> bool {
+        let pair = (name.to_owned(), value.to_owned());
+        self.manners.is_bad(of, name, value) || self.beliefs[of].doubted.contains(&pair)
     }
 }
 
