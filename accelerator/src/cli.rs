@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use isthmus_accel_datapath::linux::DEFAULT_PIN_DIR;
 
 use crate::runtime_dir::DEFAULT_RUNTIME_DIR;
 
@@ -79,15 +80,15 @@ pub enum Command {
     /// Load the programs and keep them fed with the pods of a file.
     Run(Run),
     /// Show programs, pods and how much of each hop skips TCP/IP. Needs no running agent.
-    Status(Status),
+    Status(ReportArgs),
     /// Show connections one by one: who dialled what, where it went and why.
     Flows(Flows),
     /// Show whether iptables does what the programs would do, found by `run --shadow`.
-    Shadow(Shadow),
+    Shadow(ReportArgs),
     /// Remove everything from the kernel.
     Detach(Detach),
     /// Show what the accelerator needs of this machine, and what is missing.
-    Probe(Probe),
+    Probe(ReportArgs),
 }
 
 /// Where this agent keeps what outlives it.
@@ -101,9 +102,6 @@ pub struct Places {
     #[arg(default_value = DEFAULT_RUNTIME_DIR, long, value_name = "DIR")]
     pub runtime_dir: PathBuf,
 }
-
-/// `v1` is the version of the layouts in it.
-pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/isthmus/v2";
 
 /// Loads the programs, or takes over what is loaded, and keeps them fed with the pods of a file.
 #[derive(Args, Debug)]
@@ -146,9 +144,9 @@ pub struct Run {
     pub places: Places,
 }
 
-/// Shows programs, pods, and of each hop how many of its bytes skip TCP/IP.
+/// What every subcommand that prints a report can be told.
 #[derive(Args, Debug)]
-pub struct Status {
+pub struct ReportArgs {
     /// How to print the answer; `json` is stable across minor versions.
     #[arg(
         default_value = "table",
@@ -209,27 +207,6 @@ pub struct Flows {
     pub places: Places,
 }
 
-/// Shows whether iptables does what the programs would do. Exits 1 if it does not.
-#[derive(Args, Debug)]
-pub struct Shadow {
-    /// How to print the answer; `json` is stable across minor versions.
-    #[arg(
-        default_value = "table",
-        long,
-        short,
-        value_enum,
-        value_name = "FORMAT"
-    )]
-    pub output: Output,
-
-    #[command(flatten)]
-    #[allow(
-        missing_docs,
-        reason = "a doc comment would replace the one of the flattened options"
-    )]
-    pub places: Places,
-}
-
 /// What was decided about a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum FlowVerdict {
@@ -261,27 +238,6 @@ pub struct Detach {
     /// How long to wait for readers that stall.
     #[arg(default_value_t = 10, long, value_name = "SECONDS")]
     pub timeout: u64,
-
-    #[command(flatten)]
-    #[allow(
-        missing_docs,
-        reason = "a doc comment would replace the one of the flattened options"
-    )]
-    pub places: Places,
-}
-
-/// Shows what the accelerator needs of this machine. Exits 2 if connections cannot be redirected.
-#[derive(Args, Debug)]
-pub struct Probe {
-    /// How to print the answer; `json` is stable across minor versions.
-    #[arg(
-        default_value = "table",
-        long,
-        short,
-        value_enum,
-        value_name = "FORMAT"
-    )]
-    pub output: Output,
 
     #[command(flatten)]
     #[allow(

@@ -23,8 +23,8 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     admin,
     cli::{
-        Cli, Command, Detach, FlowVerdict, Flows, FlowsWhen, LogFormat, Output, Probe, Run, Shadow,
-        Sockmap, Status,
+        Cli, Command, Detach, FlowVerdict, Flows, FlowsWhen, LogFormat, Output, ReportArgs, Run,
+        Sockmap,
     },
     error::{CommandError, EXIT_FAILED, EXIT_MISSING, render_chain},
     exclusive::Exclusive,
@@ -185,7 +185,7 @@ fn start_logging(format: LogFormat) {
     }
 }
 
-fn show_status(args: Status, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+fn show_status(args: ReportArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     rights::require()?;
     let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, &args.places.pin_dir);
     let datapath = LinuxDatapath::open_pinned(&args.places.pin_dir)?;
@@ -227,7 +227,8 @@ fn show_flows(args: Flows, out: &mut dyn Write) -> Result<ExitCode, CommandError
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_shadow(args: &Shadow, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+// Exits 1 if iptables does not do what the programs would do.
+fn show_shadow(args: &ReportArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     let runtime_dir = RuntimeDir::new(&args.places.runtime_dir, &args.places.pin_dir);
     let report = view::shadow(runtime_dir.flows())?;
     match args.output {
@@ -241,7 +242,8 @@ fn show_shadow(args: &Shadow, out: &mut dyn Write) -> Result<ExitCode, CommandEr
     })
 }
 
-fn show_probe(args: &Probe, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+// Exits 2 if connections cannot be redirected.
+fn show_probe(args: &ReportArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     let found = datapath_probe(&args.places.pin_dir);
     let report = Report::from(&found);
     match args.output {

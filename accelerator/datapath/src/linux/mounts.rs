@@ -11,7 +11,7 @@ use crate::DatapathError;
 
 /// Where the BPF filesystem usually is.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
-/// Where this agent pins what it loads, unless told otherwise.
+/// Where this agent pins what it loads, unless told otherwise; `v2` is the version of the layouts in it.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/isthmus/v2";
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
