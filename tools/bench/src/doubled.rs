@@ -4,10 +4,13 @@
 //! concerns, and one each with twice the streams (of another scope; of the same scope, but of
 //! other names) and twice the resources.
 
+use anyhow::Context;
+
 use crate::contender::{Contender, Group, MAIN, Series, Server};
 use crate::report::Cell;
 use crate::resources::Touched;
 use crate::run::Run;
+use crate::statistics::median;
 use crate::turns::interval_of;
 
 /// Streams that double at most: seven times as many are open at once.
@@ -96,11 +99,12 @@ fn one_server(run: &mut Run<'_>, cell: Cell, server: Server) -> anyhow::Result<(
             }
         }
     }
+    let mut medians = spent.into_iter().filter_map(median);
+    let base = medians.next().context("no round was measured")?;
     let report = &mut run.report;
-    let base = median(&mut spent[0]);
     report.put(cell, "server CPU per change", "ms", server, base);
-    for ((name, _), spent) in VARIANTS.into_iter().zip(&mut spent[1..]) {
-        let percent = (median(spent) / base - 1.0) * 100.0;
+    for ((name, _), median) in VARIANTS.into_iter().zip(medians) {
+        let percent = (median / base - 1.0) * 100.0;
         report.put(cell, name, "%", server, percent);
     }
     Ok(())
@@ -133,9 +137,4 @@ fn start(run: &Run<'_>, cell: Cell, server: Server, extra: Extra) -> anyhow::Res
         }
     }
     Ok(contender)
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -20,6 +20,7 @@ mod resources;
 mod run;
 mod server;
 mod soak;
+mod statistics;
 mod turns;
 
 use std::process::ExitCode;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::contender::{Contender, Series, Server};
-use crate::report::{Cell, Report, float};
+use crate::report::{Cell, Report};
+use crate::statistics::float;
 
 /// Samples a second of each thread that runs; a prime, so as not to beat with timers.
 const HERTZ: u32 = 997;

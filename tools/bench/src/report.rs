@@ -9,6 +9,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::contender::{Outcome, Server};
+use crate::statistics::{float, percentile};
 
 /// Name of the metric that the floor is held to.
 pub(crate) const BYTES_SENT: &str = "bytes sent per change";
@@ -241,11 +242,6 @@ impl Report {
     }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "shown with three digits")]
-pub(crate) fn float(value: u64) -> f64 {
-    value as f64
-}
-
 fn shown(value: Option<f64>) -> String {
     match value {
         None => "-".to_owned(),
@@ -256,32 +252,9 @@ fn shown(value: Option<f64>) -> String {
     }
 }
 
-/// The value below which a share of the sorted samples lies.
-pub(crate) fn percentile(sorted: &[u32], quantile: f64) -> Option<u32> {
-    let last = sorted.len().checked_sub(1)?;
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_precision_loss,
-        clippy::cast_sign_loss,
-        reason = "an index into samples: positive and far below 2^52"
-    )]
-    let index = (sorted.len() as f64 * quantile).ceil() as usize;
-    sorted.get(index.saturating_sub(1).min(last)).copied()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percentiles_are_of_the_nearest_rank() {
-        let sorted: Vec<u32> = (1..=1000).collect();
-        for (quantile, value) in [(0.5, 500), (0.99, 990), (0.999, 999), (1.0, 1000)] {
-            assert_eq!(percentile(&sorted, quantile), Some(value), "{quantile}");
-        }
-        assert_eq!(percentile(&[], 0.5), None);
-        assert_eq!(percentile(&[7], 0.5), Some(7));
-    }
 
     #[test]
     fn a_ratio_is_to_the_better_cache() {

@@ -13,7 +13,7 @@ use clap::Args;
 use nix::unistd::getpid;
 
 use crate::process::Process;
-use crate::report::{float, percentile};
+use crate::statistics::{float, percentile};
 use crate::{clock, resources};
 
 /// Groups that streams are in: a change concerns one of them.

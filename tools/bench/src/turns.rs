@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crate::contender::{Contender, Group, MAIN, Outcome, Series, Server};
 use crate::profile;
-use crate::report::{BYTES_SENT, Cell, RESOURCE_BYTES, float};
+use crate::report::{BYTES_SENT, Cell, RESOURCE_BYTES};
 use crate::resources::Touched;
 use crate::run::{Run, Scenario};
+use crate::statistics::float;
 
 /// Streams, what they speak and what they ask for.
 #[derive(Clone, Copy, Debug)]

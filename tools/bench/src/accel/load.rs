@@ -16,6 +16,7 @@ use super::application::BULK_PATH;
 use super::http1::Reader;
 use super::usage::{self, Usage};
 use super::workload::{BULK_BYTES, SMALL_BYTES, Workload};
+use crate::statistics::percentile;
 
 /// Load before the measurement: pools fill, windows open.
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -108,7 +109,7 @@ fn summarise(
 ) -> LoadReport {
     latencies_us.sort_unstable();
     let count = latencies_us.len();
-    let at = |percent: usize| f64::from(latencies_us[(count * percent / 100).min(count - 1)]);
+    let at = |quantile| f64::from(percentile(&latencies_us, quantile).unwrap_or(0));
     let requests = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
     let each = |time_us: u64| Duration::from_micros(time_us).as_secs_f64() * 1e6 / requests;
     let process = |(name, usage): (&String, &Usage)| {
@@ -118,8 +119,8 @@ fn summarise(
     LoadReport {
         requests: count as u64,
         requests_per_s: requests / Duration::from_millis(args.milliseconds).as_secs_f64(),
-        p50_us: at(50),
-        p99_us: at(99),
+        p50_us: at(0.5),
+        p99_us: at(0.99),
         cpu_us_per_request: each(after.machine.since(before.machine).total_us()),
         processes: after.processes.iter().map(process).collect(),
     }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::path::Path;
 use super::workload::Workload;
+use crate::statistics::median;
 
 /// One measurement, as it stands in `accel.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -244,17 +245,6 @@ pub(super) fn judged_metrics() -> impl Iterator<Item = (Path, Metric)> {
     Path::OURS.into_iter().flat_map(all)
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let upper = values.get(middle).copied()?;
-    Some(if values.len().is_multiple_of(2) {
-        f64::midpoint(values[middle - 1], upper)
-    } else {
-        upper
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,7 +335,5 @@ mod tests {
         let rows = rows(&[(Path::Iptables, 1, 1000.0)]);
         assert_eq!(rows.compare(CELL, Path::Full, Metric::Cpu), None);
         assert_eq!(rows.render().lines().count(), 2);
-        assert_eq!(median(vec![]), None);
-        assert_eq!(median(vec![3.0, 1.0]), Some(2.0));
     }
 }

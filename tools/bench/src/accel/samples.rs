@@ -148,7 +148,7 @@ impl Profile {
         buckets.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
         let mut out = String::new();
         for (bucket, count) in buckets {
-            let share = crate::report::float(*count) / crate::report::float(whole);
+            let share = crate::statistics::float(*count) / crate::statistics::float(whole);
             let us = share * cpu_us_per_request;
             let _ = writeln!(out, "{:>8.1} us {:>5.1} %  {bucket}", us, share * 100.0);
         }
