@@ -57,10 +57,8 @@ const fn optional(
     path: &'static [&'static str],
 ) -> Field {
     Field {
-        global,
-        holder,
-        path,
         is_required: false,
+        ..required(global, holder, path)
     }
 }
 
