@@ -400,11 +400,11 @@ fn proxy_dial_elsewhere<R: Rules>(dial: &Dial, owner: u64, rules: &R) -> Verdict
     let Some(target) = rules.pod(owner) else {
         return Verdict::Pass(PassCause::CallerIsProxy);
     };
-    // I1: which interface it will arrive by is not known here, but where it arrives.
     // Already where it would go: dialled so, or rewritten by another version of the programs that ran before.
     if dial.port == target.inbound_port {
         return Verdict::Pass(PassCause::NotCapturedInbound);
     }
+    // I1: which interface it will arrive by is not known here, but where it arrives.
     if !target.is_in_force()
         || target.flags.has(PodFlags::INTERFACES_EXCLUDED)
         || unruled(&target, &dial.destination).is_some()

@@ -335,7 +335,7 @@ fn the_proxy_is_exempt_by_user_and_by_group() {
 #[test]
 fn proxies_reach_each_other_by_the_inbound_rules_of_the_target() {
     type Row = (&'static str, fn(&mut Table), u16, Verdict);
-    let rows: [Row; 8] = [
+    let rows: [Row; 9] = [
         (
             "I5: everything else is captured",
             |_| (),
@@ -395,6 +395,16 @@ fn proxies_reach_each_other_by_the_inbound_rules_of_the_target() {
             "I7: an empty list captures nothing",
             |t| set_flags(t, SERVER, PodFlags::OUTBOUND_ALL),
             8080,
+            Verdict::Pass(PassCause::NotCapturedInbound),
+        ),
+        (
+            "what goes to the inbound port already stays as it is, whichever port that is",
+            |t| {
+                if let Some(pod) = t.pods.get_mut(&SERVER) {
+                    pod.inbound_port = 15_106_u16.to_be_bytes();
+                }
+            },
+            15_106,
             Verdict::Pass(PassCause::NotCapturedInbound),
         ),
     ];

@@ -8,8 +8,11 @@
 //!
 //! Nothing is copied from one to the other: a socket keeps the programs and the storage that it came in
 //! with, and with them every unread byte. The order is add before delete, so that there is no moment
-//! in which nobody takes new connections; a connection that both take is redirected by the first, and
-//! is on its way to a loopback address, which is left alone, for the second.
+//! in which nobody takes new connections. A connection that both take is rewritten by the first, and the
+//! second sees it on its way to where the first has sent it. To the outbound or inbound port of its own
+//! proxy, that is a loopback address, which the rules leave alone. To the inbound port of another pod, it
+//! is still that pod's address, and `decide` leaves the port alone: it would be rewritten to the same, and
+//! that be taken for the original destination.
 
 use std::{
     fs,
