@@ -325,7 +325,7 @@ impl<'a> Course<'a> {
         // The load warms up for a part of that time, which only adds samples of the same kind.
         let recording = samples::record(&self.options.out, self.options.seconds);
         let report = self.load(path, PROFILED.0, PROFILED.1)?;
-        let mut text = match recording.and_then(samples::Recording::finish) {
+        let mut text = match recording.and_then(samples::finish) {
             Ok(profile) => profile.render(report.cpu_us_per_request),
             Err(error) => format!("no samples: {error:#}\n"),
         };

@@ -12,6 +12,7 @@ mod clock;
 mod contender;
 mod doubled;
 mod floor;
+mod perf;
 mod plot;
 mod process;
 mod profile;

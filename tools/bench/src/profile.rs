@@ -3,17 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use crate::contender::{Contender, Series, Server};
+use crate::perf::{self, Sample, Whom};
 use crate::report::{Cell, Report};
 use crate::statistics::float;
-
-/// Samples a second of each thread that runs; a prime, so as not to beat with timers.
-const HERTZ: u32 = 997;
 
 /// Functions that are listed by name.
 const LISTED: usize = 25;
@@ -84,29 +81,12 @@ pub(crate) fn during(
     files: &Path,
 ) -> anyhow::Result<Profile> {
     let data = files.join(format!("{}.perf", contender.server.name()));
-    let seconds = (series.interval * series.changes + 2 * MARGIN).as_secs_f64();
-    let mut perf = Command::new("perf")
-        .args(["record", "--quiet", "-e", "cpu-clock", "-g"])
-        .args(["-F", &HERTZ.to_string(), "-p", &contender.pid().to_string()])
-        .arg("-o")
-        .arg(&data)
-        .args(["--", "sleep", &format!("{seconds:.1}")])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("perf is not there; Debian has it in linux-perf")?;
+    let duration = series.interval * series.changes + 2 * MARGIN;
+    let recording = perf::record(Whom::Process(contender.pid()), data, duration)?;
     std::thread::sleep(MARGIN);
     let outcome = contender.change(series)?;
-    if !perf.wait()?.success() {
-        bail!("perf may not look at processes here");
-    }
-    let script = Command::new("perf")
-        .args(["script", "--no-inline", "-F", "ip,sym,dso", "-i"])
-        .arg(&data)
-        .stderr(Stdio::null())
-        .output()?;
-    let text = String::from_utf8_lossy(&script.stdout);
-    let samples: Vec<Sample<'_>> = text.split("\n\n").filter_map(Sample::parse).collect();
+    let text = recording.finish()?;
+    let samples: Vec<Sample<'_>> = perf::samples(&text).collect();
     if samples.is_empty() {
         bail!("perf saw nothing");
     }
@@ -115,8 +95,8 @@ pub(crate) fn during(
     let mut buckets: BTreeMap<&'static str, f64> = BTreeMap::new();
     let mut functions: BTreeMap<&str, u64> = BTreeMap::new();
     for sample in &samples {
-        *buckets.entry(sample.bucket()).or_default() += each;
-        *functions.entry(sample.leaf()).or_default() += 1;
+        *buckets.entry(bucket(sample)).or_default() += each;
+        *functions.entry(sample.leaf.symbol).or_default() += 1;
     }
     Ok(Profile {
         buckets,
@@ -150,49 +130,17 @@ fn list(functions: &BTreeMap<&str, u64>, samples: usize) -> String {
     out
 }
 
-/// Functions that were active, the innermost first.
-#[derive(Debug)]
-struct Sample<'a>(Vec<Frame<'a>>);
-
-#[derive(Debug)]
-struct Frame<'a> {
-    symbol: &'a str,
-    is_kernel: bool,
-}
-
-impl<'a> Sample<'a> {
-    fn parse(block: &'a str) -> Option<Self> {
-        let frames: Vec<Frame<'a>> = block.lines().filter_map(Frame::parse).collect();
-        (!frames.is_empty()).then_some(Self(frames))
+fn bucket(sample: &Sample<'_>) -> &'static str {
+    if !sample.leaf.is_kernel {
+        return bucket_of_program(sample.leaf.symbol);
     }
-
-    fn leaf(&self) -> &'a str {
-        self.0[0].symbol
-    }
-
-    fn bucket(&self) -> &'static str {
-        if !self.0[0].is_kernel {
-            return bucket_of_program(self.leaf());
-        }
-        let has = |names: &[&str]| {
-            let mut frames = self.0.iter().filter(|frame| frame.is_kernel);
-            frames.any(|frame| names.iter().any(|name| frame.symbol.contains(name)))
-        };
-        let found = KERNEL.iter().find(|(_, names)| has(names));
-        found.map_or("kernel: other", |(bucket, _)| bucket)
-    }
-}
-
-impl<'a> Frame<'a> {
-    // `  ffffffff816bb48a vfs_write ([kernel.kallsyms])`
-    fn parse(line: &'a str) -> Option<Self> {
-        let (_, rest) = line.trim().split_once(' ')?;
-        let (symbol, object) = rest.rsplit_once(" (").unwrap_or((rest, ""));
-        Some(Self {
-            symbol,
-            is_kernel: object.starts_with("[kernel") || object.starts_with("[guest.kernel"),
-        })
-    }
+    let has = |names: &[&str]| {
+        sample
+            .kernel()
+            .any(|symbol| names.iter().any(|name| symbol.contains(name)))
+    };
+    let found = KERNEL.iter().find(|(_, names)| has(names));
+    found.map_or("kernel: other", |(bucket, _)| bucket)
 }
 
 fn bucket_of_program(symbol: &str) -> &'static str {
@@ -243,10 +191,10 @@ mod tests {
             ),
             (" 1 [unknown] (/usr/lib/libc.so.6)", OTHER),
         ];
-        for (block, bucket) in cases {
-            let sample = Sample::parse(block).expect("it has frames");
-            assert_eq!(sample.bucket(), bucket, "{block}");
+        for (frames, expected) in cases {
+            let block = format!("server\n{frames}");
+            let sample = perf::samples(&block).next().expect("it has frames");
+            assert_eq!(bucket(&sample), expected, "{block}");
         }
-        assert!(Sample::parse("").is_none());
     }
 }

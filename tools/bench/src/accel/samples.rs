@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path as FilePath;
-use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-/// Samples a second of each processor; a prime, so as not to beat with timers.
-const HERTZ: u32 = 997;
+use crate::perf::{self, Recording, Sample, Whom};
+use crate::statistics::float;
 
 /// What work of the kernel is for, by the innermost function that says so.
 const KERNEL: [(&str, &[&str]); 7] = [
@@ -87,45 +87,17 @@ const IDLE: [&str; 4] = [
     "cpuidle",
 ];
 
-/// perf, while it looks at all processors.
-#[derive(Debug)]
-pub(super) struct Recording {
-    perf: Child,
-    data: std::path::PathBuf,
-}
-
-/// Starts to look.
+/// Starts to look at all processors.
 pub(super) fn record(files: &FilePath, seconds: f64) -> Result<Recording> {
-    let data = files.join("accel.perf");
-    let perf = Command::new("perf")
-        .args(["record", "--quiet", "-e", "cpu-clock", "-a", "-g"])
-        .args(["-F", &HERTZ.to_string(), "-o"])
-        .arg(&data)
-        .args(["--", "sleep", &format!("{seconds:.1}")])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("perf is not there; Debian has it in linux-perf")?;
-    Ok(Recording { perf, data })
+    let duration = Duration::from_secs_f64(seconds);
+    perf::record(Whom::Machine, files.join("accel.perf"), duration)
 }
 
-impl Recording {
-    /// Waits for its end and sorts the samples.
-    pub(super) fn finish(mut self) -> Result<Profile> {
-        ensure!(
-            self.perf.wait()?.success(),
-            "perf may not look at processors here"
-        );
-        let script = Command::new("perf")
-            .args(["script", "--no-inline", "-F", "comm,ip,sym,dso", "-i"])
-            .arg(&self.data)
-            .stderr(Stdio::null())
-            .output()?;
-        let _is_gone = std::fs::remove_file(&self.data);
-        let profile = Profile::parse(&String::from_utf8_lossy(&script.stdout));
-        ensure!(!profile.0.is_empty(), "perf saw nothing");
-        Ok(profile)
-    }
+/// Waits for the end of a recording and sorts the samples.
+pub(super) fn finish(recording: Recording) -> Result<Profile> {
+    let profile = Profile::parse(&recording.finish()?);
+    ensure!(!profile.0.is_empty(), "perf saw nothing");
+    Ok(profile)
 }
 
 /// Samples by what they were for.
@@ -135,7 +107,7 @@ pub(super) struct Profile(BTreeMap<String, u64>);
 impl Profile {
     fn parse(text: &str) -> Self {
         let mut counts = BTreeMap::new();
-        for bucket in text.split("\n\n").filter_map(bucket) {
+        for bucket in perf::samples(text).filter_map(|sample| bucket(&sample)) {
             *counts.entry(bucket).or_default() += 1;
         }
         Self(counts)
@@ -148,7 +120,7 @@ impl Profile {
         buckets.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
         let mut out = String::new();
         for (bucket, count) in buckets {
-            let share = crate::statistics::float(*count) / crate::statistics::float(whole);
+            let share = float(*count) / float(whole);
             let us = share * cpu_us_per_request;
             let _ = writeln!(out, "{:>8.1} us {:>5.1} %  {bucket}", us, share * 100.0);
         }
@@ -156,36 +128,20 @@ impl Profile {
     }
 }
 
-// `envoy\n  ffffffff816bb48a vfs_write ([kernel.kallsyms])\n …`, the innermost first.
-fn bucket(block: &str) -> Option<String> {
-    let mut lines = block.lines().filter(|line| !line.trim().is_empty());
-    let program = lines.next()?.trim();
-    let frames: Vec<&str> = lines.map(str::trim).collect();
-    let innermost = frames.first()?;
-    if !is_kernel(innermost) {
-        return Some(format!("{}: itself", name_of(program)));
+fn bucket(sample: &Sample<'_>) -> Option<String> {
+    if !sample.leaf.is_kernel {
+        return Some(format!("{}: itself", name_of(sample.thread)));
     }
-    let kernel: Vec<&str> = frames
-        .iter()
-        .take_while(|frame| is_kernel(frame))
-        .filter_map(|frame| frame.split_whitespace().nth(1))
-        .collect();
-    if kernel
-        .iter()
-        .any(|symbol| IDLE.iter().any(|idle| symbol.contains(idle)))
-    {
+    let is_idle = |symbol: &str| IDLE.iter().any(|idle| symbol.contains(idle));
+    if sample.kernel().any(is_idle) {
         return None;
     }
-    let named = kernel.iter().find_map(|symbol| {
+    let named = sample.kernel().find_map(|symbol| {
         KERNEL
             .iter()
             .find(|(_, names)| names.iter().any(|name| symbol.starts_with(name)))
     });
     Some(named.map_or(KERNEL_OTHER, |(name, _)| name).to_owned())
-}
-
-fn is_kernel(frame: &str) -> bool {
-    frame.contains("([kernel") || frame.contains("([guest.kernel") || frame.contains("(bpf_prog")
 }
 
 // Threads of Envoy are called `wrk:worker_0`; ours have the program's name.
@@ -228,7 +184,8 @@ mod tests {
             ("x\n  f1 unheard_of ([kernel.kallsyms])", Some(KERNEL_OTHER)),
         ];
         for (block, expected) in cases {
-            assert_eq!(bucket(block).as_deref(), expected, "{block}");
+            let sample = perf::samples(block).next().expect("it has frames");
+            assert_eq!(bucket(&sample).as_deref(), expected, "{block}");
         }
     }
 
