@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::lab::{NAME_PREFIX, Pod};
-use crate::process::{Process, Program, User};
+use crate::process::{Process, Program, User, command_as};
 use crate::{programs, shell, wait};
 
 /// Where the kernel's BPF filesystem is mounted.
@@ -354,16 +354,7 @@ impl Accelerator {
             "apiVersion: isthmus.io/v1alpha1\nkind: NodeConfig\npods: []\n",
         )?;
 
-        let id = User::Application
-            .ids()
-            .context("an application has a user of its own")?;
-        let output = Command::new("setpriv")
-            .args([
-                format!("--reuid={id}"),
-                format!("--regid={id}"),
-                "--clear-groups".to_owned(),
-            ])
-            .arg(&program)
+        let output = command_as(User::Application, None, &program)
             .args(["run", "--config"])
             .arg(&config)
             .output()

@@ -1,6 +1,6 @@
 //! A program under test: started in a namespace as a user, its output in a file, ended when dropped.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -51,6 +51,24 @@ impl User {
     }
 }
 
+/// A command that runs `program` as a user, in the namespace of this file or in the caller's own. The kernel kills it when
+/// the *thread* that started it ends.
+pub fn command_as(user: User, netns: Option<&Path>, program: impl AsRef<OsStr>) -> Command {
+    let mut command = netns.map_or_else(
+        || Command::new("setpriv"),
+        |path| command_in(path, "setpriv"),
+    );
+    command.arg("--pdeathsig=KILL");
+    if let Some(id) = user.ids() {
+        command
+            .arg(format!("--reuid={id}"))
+            .arg(format!("--regid={id}"))
+            .arg("--clear-groups");
+    }
+    command.arg("--").arg(program);
+    command
+}
+
 /// How to start a program.
 #[derive(Debug)]
 pub struct Program<'a> {
@@ -96,20 +114,8 @@ impl Process {
         // Envoy opens `/dev/stdout` anew for its access log, as its own user.
         output.set_permissions(Permissions::from_mode(0o666))?;
 
-        let mut command = program.netns.map_or_else(
-            || Command::new("setpriv"),
-            |path| command_in(path, "setpriv"),
-        );
-        command.arg("--pdeathsig=KILL");
-        if let Some(id) = program.user.ids() {
-            command
-                .arg(format!("--reuid={id}"))
-                .arg(format!("--regid={id}"))
-                .arg("--clear-groups");
-        }
-        command.arg("--").arg(program.path).args(&program.args);
-
-        let child = command
+        let child = command_as(program.user, program.netns, program.path)
+            .args(&program.args)
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("the log could not be shared")?)
             .stderr(output)

@@ -1,13 +1,12 @@
 //! Rates and latencies, measured by wrk.
 
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::lab::Pod;
-use crate::process::User;
+use crate::process::{User, command_as};
 use crate::{programs, shell};
 
 /// Makes wrk print its result as one line of JSON.
@@ -46,16 +45,9 @@ pub fn measure(client: &Pod, url: &str, plan: WrkPlan) -> Result<WrkReport> {
     let script = client.dir.join("wrk-report.lua");
     fs::write(&script, REPORT_SCRIPT)
         .with_context(|| format!("{} could not be written", script.display()))?;
-    let id = User::Application.ids().unwrap_or_default();
-    let mut command: Command = client.netns.command("setpriv");
+    let netns = client.netns.path();
+    let mut command = command_as(User::Application, Some(&netns), programs::system("wrk")?);
     command
-        .args([
-            format!("--reuid={id}"),
-            format!("--regid={id}"),
-            "--clear-groups".into(),
-            "--pdeathsig=KILL".into(),
-        ])
-        .arg(programs::system("wrk")?)
         .args(["--threads", "1", "--timeout", "10s"])
         .args(["--connections", &plan.connections.to_string()])
         .args(["--duration", &format!("{}s", plan.seconds)])

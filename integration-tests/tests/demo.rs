@@ -2,10 +2,10 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use isthmus_integration_tests::process::{User, command_as};
 use isthmus_integration_tests::{programs, shell};
 
 const DEMO: &str = env!("CARGO_BIN_EXE_isthmus-demo");
@@ -39,17 +39,10 @@ fn without_root_it_says_so_and_shows_the_control_plane_half() -> Result<()> {
     fs::copy(programs::own("isthmus-xds")?, profile.join("isthmus-xds"))?;
     fs::copy(programs::tool("envoy")?, tools.join("envoy"))?;
 
-    let text = shell::capture(&mut as_somebody(&profile.join("isthmus-demo")))?;
+    let program = profile.join("isthmus-demo");
+    let text = shell::capture(&mut command_as(User::Application, None, program))?;
     for part in ["this is not root", "Route changed", " 0 failed"] {
         ensure!(text.contains(part), "no {part:?} in:\n{text}");
     }
     Ok(())
-}
-
-fn as_somebody(program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--reuid=1000", "--regid=1000", "--clear-groups"])
-        .arg(program);
-    command
 }

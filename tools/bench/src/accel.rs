@@ -22,7 +22,7 @@ use isthmus_integration_tests::envoy::Protocol;
 use isthmus_integration_tests::lab::{Pod, SERVICE_ADDRESS};
 use isthmus_integration_tests::mesh::{Application, CLIENT, Mesh, SERVER, SERVICE_PORT};
 use isthmus_integration_tests::nginx::APPLICATION_PORT;
-use isthmus_integration_tests::process::{self, Process, Program, User};
+use isthmus_integration_tests::process::{self, Process, Program, User, command_as};
 use isthmus_integration_tests::{programs, shell, wait};
 
 pub(crate) use self::application::ApplicationArgs;
@@ -275,14 +275,10 @@ impl<'a> Course<'a> {
                 (CLIENT, (SERVICE_ADDRESS, SERVICE_PORT))
             }
         };
-        let mut command = self.mesh.pod(client)?.netns.command("setpriv");
-        let id = User::Application
-            .ids()
-            .context("it has a user of its own")?;
+        let netns = self.mesh.pod(client)?.netns.path();
+        let program = programs::own("isthmus-bench")?;
+        let mut command = command_as(User::Application, Some(&netns), program);
         command
-            .args([format!("--reuid={id}"), format!("--regid={id}")])
-            .args(["--clear-groups", "--pdeathsig=KILL"])
-            .arg(programs::own("isthmus-bench")?)
             .args(["accel-load", "--workload", workload.name()])
             .args(["--target", &SocketAddr::from(target).to_string()])
             .args(["--connections", &connections.to_string()])
