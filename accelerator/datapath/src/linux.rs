@@ -252,34 +252,19 @@ impl Datapath for LinuxDatapath {
     }
 
     fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError> {
-        let mut rows = Vec::new();
-        for key in self.maps.hops.keys()? {
-            let mut stats = HopStats::default();
-            for cpu in self.maps.hops.per_cpu(&key)? {
-                stats.add(&cpu);
-            }
-            rows.push(HopRow { key, stats });
-        }
-        rows.sort_by_key(|row| row.key);
-        rows.dedup_by_key(|row| row.key);
-        Ok(rows)
+        let sums = self.maps.hops.sums(HopStats::default(), HopStats::add)?;
+        let row = |(key, stats)| HopRow { key, stats };
+        Ok(sums.into_iter().map(row).collect())
     }
 
     fn verdicts(&self) -> Result<Vec<VerdictRow>, DatapathError> {
-        let mut rows = Vec::new();
-        for netns_cookie in self.maps.verdicts.keys()? {
-            let mut verdicts = PodVerdicts::EMPTY;
-            for cpu in self.maps.verdicts.per_cpu(&netns_cookie)? {
-                verdicts.add(&cpu);
-            }
-            rows.push(VerdictRow {
-                netns_cookie,
-                verdicts,
-            });
-        }
-        rows.sort_by_key(|row| row.netns_cookie);
-        rows.dedup_by_key(|row| row.netns_cookie);
-        Ok(rows)
+        let counts = &self.maps.verdicts;
+        let sums = counts.sums(PodVerdicts::EMPTY, PodVerdicts::add)?;
+        let row = |(netns_cookie, verdicts)| VerdictRow {
+            netns_cookie,
+            verdicts,
+        };
+        Ok(sums.into_iter().map(row).collect())
     }
 
     fn parked(&self) -> Result<Vec<ParkedRow>, DatapathError> {
@@ -295,17 +280,9 @@ impl Datapath for LinuxDatapath {
     }
 
     fn latency(&self) -> Result<Vec<LatencyRow>, DatapathError> {
-        let mut rows = Vec::new();
-        for key in self.maps.latency.keys()? {
-            let mut histogram = Histogram::EMPTY;
-            for cpu in self.maps.latency.per_cpu(&key)? {
-                histogram.add(&cpu);
-            }
-            rows.push(LatencyRow { key, histogram });
-        }
-        rows.sort_by_key(|row| row.key);
-        rows.dedup_by_key(|row| row.key);
-        Ok(rows)
+        let sums = self.maps.latency.sums(Histogram::EMPTY, Histogram::add)?;
+        let row = |(key, histogram)| LatencyRow { key, histogram };
+        Ok(sums.into_iter().map(row).collect())
     }
 
     fn counters(&self) -> Result<Vec<CounterRow>, DatapathError> {

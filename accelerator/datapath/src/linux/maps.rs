@@ -1,7 +1,7 @@
 //! The maps by their types, over raw calls.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     marker::PhantomData,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -144,6 +144,26 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         .map_err(self.failed("read"))?;
         values.truncate(if is_there { cpus } else { 0 });
         Ok(values)
+    }
+
+    /// Returns what all CPUs have counted together, from `empty` on.
+    pub(crate) fn sums(
+        &self,
+        empty: V,
+        add: impl Fn(&mut V, &V),
+    ) -> Result<BTreeMap<K, V>, DatapathError>
+    where
+        K: Ord,
+    {
+        let mut sums = BTreeMap::new();
+        for key in self.keys()? {
+            let mut sum = empty;
+            for cpu in self.per_cpu(&key)? {
+                add(&mut sum, &cpu);
+            }
+            sums.insert(key, sum);
+        }
+        Ok(sums)
     }
 }
 

@@ -128,17 +128,11 @@ struct QueryAttr {
     pad: u32,
 }
 
-/// Longer than [`QueryAttr`]: of cgroups, the kernel also writes the last field.
+/// Of cgroups, the kernel also writes the last field.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct CgroupQueryAttr {
-    target_fd: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    ids: u64,
-    count: u32,
-    pad: u32,
+    query: QueryAttr,
     ids_attach_flags: u64,
     link_ids: u64,
     link_attach_flags: u64,
@@ -194,6 +188,16 @@ fn address_mut<T: ?Sized>(value: &mut T) -> u64 {
 fn owned(fd: RawFd) -> OwnedFd {
     // SAFETY: the kernel has just made this descriptor for us.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn query_attr(target: BorrowedFd<'_>, attach_type: AttachType, ids: &mut [u32]) -> QueryAttr {
+    QueryAttr {
+        target_fd: raw(target),
+        attach_type: attach_type as u32,
+        count: u32::try_from(ids.len()).expect("a few"),
+        ids: address_mut(ids),
+        ..bytemuck::Zeroable::zeroed()
+    }
 }
 
 fn elem_attr(map: BorrowedFd<'_>, key: u64, value: u64) -> ElemAttr {
@@ -317,16 +321,13 @@ pub(crate) fn cgroup_programs(
     // The kernel's own bound, `BPF_CGROUP_MAX_PROGS`.
     let mut ids = [0_u32; 64];
     let mut attr = CgroupQueryAttr {
-        target_fd: raw(cgroup),
-        attach_type: attach_type as u32,
-        ids: address_mut(&mut ids),
-        count: u32::try_from(ids.len()).expect("a few"),
+        query: query_attr(cgroup, attach_type, &mut ids),
         ..bytemuck::Zeroable::zeroed()
     };
     bpf(PROG_QUERY, &mut attr)?;
     // SAFETY: the kernel wrote through the address; a plain read of a live local.
     let ids = unsafe { std::ptr::read_volatile(&raw const ids) };
-    let count = ids.len().min(attr.count as usize);
+    let count = ids.len().min(attr.query.count as usize);
     Ok(CgroupPrograms {
         ids: ids[..count].to_vec(),
         revision: attr.revision,
@@ -415,15 +416,7 @@ pub(crate) fn attached_to_map(
     attach_type: AttachType,
 ) -> io::Result<Option<u32>> {
     let mut id = 0_u32;
-    let mut attr = QueryAttr {
-        target_fd: raw(map),
-        attach_type: attach_type as u32,
-        query_flags: 0,
-        attach_flags: 0,
-        ids: address_mut(&mut id),
-        count: 1,
-        pad: 0,
-    };
+    let mut attr = query_attr(map, attach_type, std::slice::from_mut(&mut id));
     bpf(PROG_QUERY, &mut attr)?;
     // SAFETY: the kernel wrote through the address; a plain read of a live local.
     let id = unsafe { std::ptr::read_volatile(&raw const id) };
