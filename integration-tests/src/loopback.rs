@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::control_plane::{ControlPlane, ControlPlanePlan};
@@ -11,7 +11,7 @@ use crate::envoy::{EnvoyPlan, Protocol, RealEnvoy};
 use crate::http::HttpConnection;
 use crate::load::LoadPlan;
 use crate::process::User;
-use crate::sidecar::{REVISION_HEADER, edge_document, edge_route_document};
+use crate::sidecar::{edge_document, edge_route_document, require_revision};
 use crate::wait;
 
 /// How long a change may take from the file to an answer.
@@ -103,13 +103,7 @@ impl LoopbackMesh {
                     "/",
                     "connection: close\r\n",
                 )?;
-                let found = response.header(REVISION_HEADER).unwrap_or_default();
-                ensure!(
-                    response.status == 200 && found == revision,
-                    "status {}, route {found:?}",
-                    response.status
-                );
-                Ok(())
+                require_revision(&response, revision)
             },
         )
     }

@@ -14,7 +14,7 @@ use crate::iptables::Capture;
 use crate::lab::{NODE_ADDRESS, NetnsLab, Pod, SERVICE_ADDRESS};
 use crate::load::LoadPlan;
 use crate::process::{Process, User};
-use crate::sidecar::{REVISION_HEADER, TRACE_HEADER, mesh_document, route_document};
+use crate::sidecar::{TRACE_HEADER, mesh_document, require_revision, route_document};
 use crate::{nginx, wait};
 
 /// The pod that requests come from.
@@ -194,13 +194,7 @@ impl Mesh {
             CHANGE_DEADLINE,
             || {
                 let response = self.request("")?;
-                let found = response.header(REVISION_HEADER).unwrap_or_default();
-                ensure!(
-                    response.status == 200 && found == revision,
-                    "status {}, route {found:?}",
-                    response.status
-                );
-                Ok(())
+                require_revision(&response, revision)
             },
         )
     }

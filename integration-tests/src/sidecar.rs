@@ -7,10 +7,12 @@ mod mutual_tls;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 pub use self::mutual_tls::Identity;
 use crate::envoy::Protocol;
+use crate::http::Response;
 use crate::iptables::{INBOUND_PORT, OUTBOUND_PORT};
 use crate::nginx::APPLICATION_PORT;
 
@@ -131,6 +133,21 @@ pub fn document(name: &str, resources: &[Value]) -> Value {
 /// A type URL.
 pub fn type_url(message: &str) -> String {
     format!("type.googleapis.com/{message}")
+}
+
+/// Fails if another route has answered than one of this revision.
+///
+/// # Errors
+///
+/// When it has, or nothing but an error was the answer.
+pub fn require_revision(response: &Response, revision: &str) -> Result<()> {
+    let found = response.header(REVISION_HEADER).unwrap_or_default();
+    ensure!(
+        response.status == 200 && found == revision,
+        "status {}, route {found:?}",
+        response.status
+    );
+    Ok(())
 }
 
 fn outbound_listener(protocol: Protocol) -> Value {

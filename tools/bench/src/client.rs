@@ -11,6 +11,7 @@ pub(crate) mod message;
 pub(crate) mod session;
 
 use std::cell::RefCell;
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::rc::Rc;
@@ -92,6 +93,19 @@ struct Counters {
     bytes_out: u64,
     resource_bytes: u64,
     responses: u64,
+}
+
+// As the answer to a command has them.
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            bytes_in,
+            bytes_out,
+            resource_bytes,
+            responses,
+        } = self;
+        write!(f, "{bytes_in} {bytes_out} {resource_bytes} {responses}")
+    }
 }
 
 /// What all streams share.
@@ -189,16 +203,8 @@ async fn command(
                 .collect();
             std::fs::write(file, bytes)?;
             shared.plan = None;
-            let Counters {
-                bytes_in,
-                bytes_out,
-                resource_bytes,
-                responses,
-            } = shared.counters;
             let missing = *count - shared.converged;
-            Ok(format!(
-                "{missing} {bytes_in} {bytes_out} {resource_bytes} {responses}"
-            ))
+            Ok(format!("{missing} {}", shared.counters))
         }
         ["reconnect"] => {
             let started = clock::now();
@@ -214,16 +220,7 @@ async fn command(
             .await?;
             let shared = clients.borrow();
             let took = shared.last_response.saturating_sub(started);
-            let Counters {
-                bytes_in,
-                bytes_out,
-                resource_bytes,
-                responses,
-            } = shared.counters;
-            Ok(format!(
-                "{} {bytes_in} {bytes_out} {resource_bytes} {responses}",
-                took.as_micros()
-            ))
+            Ok(format!("{} {}", took.as_micros(), shared.counters))
         }
         _ => bail!("no such command"),
     }
