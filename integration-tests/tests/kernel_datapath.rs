@@ -10,6 +10,8 @@ mod budget;
 mod cable;
 #[path = "kernel_datapath/closing.rs"]
 mod closing;
+#[path = "kernel_datapath/conntrack.rs"]
+mod conntrack;
 #[path = "kernel_datapath/dns.rs"]
 mod dns;
 #[path = "kernel_datapath/dns_lab.rs"]

@@ -274,7 +274,7 @@ pub enum Counter {
     HandshakesFull = 1,
     /// A tuple entry could not be written although room was reserved: a defect if it is not zero.
     TuplesFull = 2,
-    /// A socket did not get into `ENDS` or `SOCKETS`: full.
+    /// A socket did not get into `ENDS` or `SOCKETS`: full, or an older connection still has its place.
     SocketsRefused = 3,
     /// Answers given to `SO_ORIGINAL_DST`.
     OriginalDstAnswers = 4,

@@ -62,6 +62,6 @@ pub use parked::{Parked, ParkedSum, PodParked, bpf_spin_lock};
 pub use pod::{PodConfig, PodFlags};
 pub use rules::{CIDR_DATA_BITS, CidrKey, GroupKey, PortKey, RULE_PRESENT, RuleList};
 pub use socket::{
-    End, EndFlags, FlowMode, Handshake, OriginalDst, Settings, SettingsMode, SockKey, SocketFlags,
-    SocketState, TupleEntry,
+    End, EndFlags, FlowMode, Handshake, OriginalDst, Sequences, Settings, SettingsMode, SockKey,
+    SocketFlags, SocketState, TupleEntry,
 };

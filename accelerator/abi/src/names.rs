@@ -26,7 +26,8 @@ pub mod map {
     pub const ROUTES: &str = "ROUTES";
     /// `HASH`, socket cookie of the connecting end → [`crate::Handshake`]. Linux 3.19.
     pub const HANDSHAKES: &str = "HANDSHAKES";
-    /// `HASH`, [`crate::SockKey`] of the accepting end → [`crate::TupleEntry`]. Linux 3.19.
+    /// `HASH`, [`crate::SockKey`] of the accepting end → [`crate::TupleEntry`]: by its tuple from the SYN on, by
+    /// [`crate::SockKey::by_sequences`] from when the connecting end is established. Linux 3.19.
     pub const ORIG_DST_BY_TUPLE: &str = "ORIG_DST_BY_TUPLE";
     /// `SK_STORAGE`, socket → [`crate::SocketState`]. Linux 5.2; in `sk_msg` 5.10.
     pub const SOCKET_STATE: &str = "SOCKET_STATE";

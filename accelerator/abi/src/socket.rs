@@ -21,11 +21,28 @@ pub struct SockKey {
     pub local_port: [u8; 2],
     /// Port of the other end, network order.
     pub peer_port: [u8; 2],
-    /// Spelled out: the verifier rejects keys built from uninitialised bytes.
+    /// Zero in the key of an end, [`SockKey::BY_SEQUENCES`] in one that holds numbers. Spelled out: the
+    /// verifier rejects keys built from uninitialised bytes.
     pub reserved: [u8; 4],
 }
 
 impl SockKey {
+    /// Value of `reserved` in what [`SockKey::by_sequences`] returns, so that it is the key of no end.
+    pub const BY_SEQUENCES: [u8; 4] = [1, 0, 0, 0];
+
+    /// Returns a key of this end, which accepts, that says nothing of where the other end is: NAT changes
+    /// addresses and ports, and not where the two streams begin.
+    #[must_use]
+    #[inline]
+    pub fn by_sequences(&self, sequences: Sequences) -> Self {
+        Self {
+            peer_addr: bytemuck::cast([sequences.dialler, sequences.acceptor, 0, 0]),
+            peer_port: [0; 2],
+            reserved: Self::BY_SEQUENCES,
+            ..*self
+        }
+    }
+
     /// Returns the key of the other end, which lives in the namespace `netns_cookie`.
     #[must_use]
     #[inline]
@@ -39,6 +56,16 @@ impl SockKey {
             reserved: [0; 4],
         }
     }
+}
+
+/// Numbers of the first byte of each direction of a connection.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Sequences {
+    /// First byte that the connecting end sends.
+    pub dialler: u32,
+    /// First byte that the accepting end sends.
+    pub acceptor: u32,
 }
 
 /// Where an application wanted to connect before the destination was rewritten.
@@ -74,10 +101,31 @@ pub struct TupleEntry {
     pub client_cookie: u64,
     /// Namespace of the connecting end.
     pub client_netns: u64,
+    /// Address of the connecting end, as it sees itself.
+    pub client_addr: [u8; 16],
     /// Hop of what the *accepting* end sends.
     pub accepted_hop: Hop,
+    /// Port of the connecting end, as it sees itself, network order.
+    pub client_port: [u8; 2],
     /// Always zero.
-    pub reserved: u32,
+    pub reserved: [u8; 2],
+}
+
+impl TupleEntry {
+    /// Room for an entry.
+    pub const NOTHING: Self = Self {
+        original: OriginalDst {
+            addr: [0; 16],
+            port: [0; 2],
+            reserved: [0; 6],
+        },
+        client_cookie: 0,
+        client_netns: 0,
+        client_addr: [0; 16],
+        accepted_hop: Hop::NONE,
+        client_port: [0; 2],
+        reserved: [0; 2],
+    };
 }
 
 /// Bits of [`SocketState::flags`].
@@ -96,6 +144,8 @@ impl SocketFlags {
     pub const HAS_CONNECTED: Self = Self(1 << 2);
     /// The application at the other end takes redirected messages ([`crate::PodFlags::APP_READS`]).
     pub const READER_OPTED_IN: Self = Self(1 << 3);
+    /// The entry of this end, which has connected, is under [`SocketState::sequences`].
+    pub const FILED_BY_SEQUENCES: Self = Self(1 << 4);
 
     /// Tells whether every bit of `other` is set.
     #[must_use]
@@ -118,7 +168,8 @@ impl SocketFlags {
 pub struct SocketState {
     /// Answer to `SO_ORIGINAL_DST` (accepting end), or what was asked for (connecting end).
     pub original: OriginalDst,
-    /// Key of the other end. Until the socket has a tuple, only its namespace is filled in.
+    /// Key of the other end, as the connecting end sees the two: NAT may show the accepting end something
+    /// else. Until the socket has a tuple, only its namespace is filled in.
     pub peer: SockKey,
     /// Namespace of this socket.
     pub netns_cookie: u64,
@@ -127,12 +178,14 @@ pub struct SocketState {
     /// Address of the other end's `struct sock`, 0 until known. Only ever read with
     /// `bpf_probe_read_kernel`, and trusted only after the cookie behind it matched.
     pub peer_sk: u64,
-    /// Socket cookie of the other end.
+    /// Socket cookie of the other end, 0 until known: an accepting end knows it from the start.
     pub peer_cookie: u64,
     /// `CLOCK_MONOTONIC` of the SYN in nanoseconds, 0 on an accepting end.
     pub started_ns: u64,
     /// Bytes that this socket has sent past TCP.
     pub bytes_redirected: u64,
+    /// Numbers that the other end is to be found by, if [`SocketFlags::FILED_BY_SEQUENCES`].
+    pub sequences: Sequences,
     /// Hop of what this socket sends.
     pub hop: Hop,
     /// What is known about this socket.
@@ -163,6 +216,10 @@ impl SocketState {
             peer_cookie: 0,
             started_ns: 0,
             bytes_redirected: 0,
+            sequences: Sequences {
+                dialler: 0,
+                acceptor: 0,
+            },
             hop,
             flags,
             on_tcp_because: 0,
@@ -198,6 +255,9 @@ pub struct End {
     pub sk: u64,
     /// Socket cookie, unique on the machine until reboot.
     pub cookie: u64,
+    /// Socket cookie of the other end, 0 if this end has connected and so does not know it. A key alone is
+    /// not enough: an accepting end may outlive the other, whose port then is free for the next one.
+    pub peer_cookie: u64,
     /// Who reads here.
     pub flags: EndFlags,
     /// Hop of what this end sends.
@@ -246,8 +306,9 @@ pub struct Settings {
 // The layouts are an ABI: a pinned map may outlive the agent that made it.
 const _: () = assert!(size_of::<SockKey>() == 48);
 const _: () = assert!(align_of::<SockKey>() == 8);
+const _: () = assert!(size_of::<Sequences>() == 8);
 const _: () = assert!(size_of::<OriginalDst>() == 24);
-const _: () = assert!(size_of::<TupleEntry>() == 48);
-const _: () = assert!(size_of::<SocketState>() == 136);
-const _: () = assert!(size_of::<End>() == 24);
+const _: () = assert!(size_of::<TupleEntry>() == 64);
+const _: () = assert!(size_of::<SocketState>() == 144);
+const _: () = assert!(size_of::<End>() == 32);
 const _: () = assert!(size_of::<Settings>() == 8);

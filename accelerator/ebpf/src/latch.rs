@@ -6,7 +6,7 @@
 //! TCP does not: once a direction has used TCP, it stays there. And a redirect has no flow control of
 //! its own, so it ends where the reader's receive buffer does.
 
-use isthmus_accel_abi::{PassReason, SocketFlags, SocketState};
+use isthmus_accel_abi::{End, PassReason, SocketFlags, SocketState};
 
 use crate::{
     budget,
@@ -75,7 +75,10 @@ pub fn check(
 #[inline(always)]
 fn peer(state: &mut SocketState) -> Result<KernelSock, PassReason> {
     if state.peer_sk == 0 {
-        let end = ENDS.get(&state.peer).ok_or(PassReason::PeerUnknown)?;
+        let end = ENDS
+            .get(&state.peer)
+            .filter(|end| is_peer(state, end))
+            .ok_or(PassReason::PeerUnknown)?;
         state.peer_sk = end.sk;
         state.peer_cookie = end.cookie;
     }
@@ -84,4 +87,14 @@ fn peer(state: &mut SocketState) -> Result<KernelSock, PassReason> {
         return Err(PassReason::PeerGone);
     }
     Ok(peer)
+}
+
+/// Tells whether an end is this connection's other one: the accepting end knows who has dialled it.
+#[inline(always)]
+fn is_peer(state: &SocketState, end: &End) -> bool {
+    if state.peer_cookie == 0 {
+        KernelSock(state.own_sk).cookie() == Some(end.peer_cookie)
+    } else {
+        end.cookie == state.peer_cookie
+    }
 }

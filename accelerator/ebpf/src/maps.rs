@@ -91,11 +91,11 @@ impl<K, V, const T: usize, const E: usize, const F: usize> Map<K, V, T, E, F> {
         }
     }
 
-    /// Removes a key; absent is fine.
+    /// Removes a key, and tells whether it was there.
     #[inline(always)]
-    pub fn delete(&self, key: &K) {
+    pub fn delete(&self, key: &K) -> bool {
         // SAFETY: as in `lookup`.
-        unsafe { bpf_map_delete_elem(self.as_ptr(), ptr::from_ref(key).cast()) };
+        unsafe { bpf_map_delete_elem(self.as_ptr(), ptr::from_ref(key).cast()) == 0 }
     }
 
     /// Returns a copy of the value behind `key`.

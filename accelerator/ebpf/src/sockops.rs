@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! `sock_ops`: carries the original destination to the accepting end, and pairs the two ends.
 //!
-//! The connecting end leaves an entry under the tuple that the accepting end will have, before the SYN
-//! leaves; the accepting end takes it, whoever of the two is established first.
+//! The connecting end leaves an entry under the tuple that the accepting end should have, before the SYN
+//! leaves: with Fast Open the SYN makes the accepting end. Conntrack may show that end another port, where an
+//! earlier connection had this one by way of Istio's rules. So once the connecting end is established, which
+//! otherwise comes first, it files the entry anew under what NAT does not change: the numbers of the first bytes.
 
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
@@ -20,7 +22,7 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use isthmus_accel_abi::{
-    Counter, End, EndFlags, Hop, PodFlags, SockKey, SocketFlags, SocketState, TupleEntry,
+    Counter, End, EndFlags, Hop, PodFlags, Sequences, SockKey, SocketFlags, SocketState, TupleEntry,
 };
 
 use crate::{
@@ -93,23 +95,29 @@ fn on_connect(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
     let Some(own) = own_key(ops, state.netns_cookie) else {
         return;
     };
-    // SAFETY: a helper that takes nothing but the context.
-    let client_cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
-    let peer = own.flipped(state.peer.netns_cookie);
-    let entry = TupleEntry {
-        original: state.original,
-        client_cookie,
-        client_netns: state.netns_cookie,
-        accepted_hop: state.hop.reverse(),
-        reserved: 0,
-    };
-    state.peer = peer;
+    state.peer = own.flipped(state.peer.netns_cookie);
     // SAFETY: a helper that takes nothing.
     state.started_ns = unsafe { bpf_ktime_get_ns() };
-    if ORIG_DST_BY_TUPLE.update(&peer, &entry, ANY) != 0 {
+    file(ops, state, &state.peer);
+    ask_for_state_changes(ops);
+}
+
+/// Leaves the accepting end what it will want to know.
+#[inline(always)]
+fn file(ops: *mut bpf_sock_ops, state: &SocketState, key: &SockKey) {
+    let entry = TupleEntry {
+        original: state.original,
+        // SAFETY: a helper that takes nothing but the context.
+        client_cookie: unsafe { bpf_get_socket_cookie(ops.cast()) },
+        client_netns: state.netns_cookie,
+        client_addr: state.peer.peer_addr,
+        accepted_hop: state.hop.reverse(),
+        client_port: state.peer.peer_port,
+        reserved: [0; 2],
+    };
+    if ORIG_DST_BY_TUPLE.update(key, &entry, ANY) != 0 {
         count(Counter::TuplesFull);
     }
-    ask_for_state_changes(ops);
 }
 
 #[inline(never)]
@@ -119,7 +127,50 @@ fn on_active_established(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
         return;
     }
     // SAFETY: not null, so it is this socket's state, and we run under its lock.
-    enter(ops, sk, unsafe { &mut *state });
+    let state = unsafe { &mut *state };
+    // Only what was redirected can meet what rules of iptables have redirected to the same place.
+    if state.flags.has(SocketFlags::HAS_ORIGINAL_DST) {
+        file_anew(ops, state);
+    }
+    enter(ops, sk, state);
+}
+
+/// Moves the entry, so that each reservation still is for one. With Fast Open it has been taken.
+#[inline(never)]
+fn file_anew(ops: *mut bpf_sock_ops, state: &mut SocketState) {
+    if !ORIG_DST_BY_TUPLE.delete(&state.peer) {
+        return;
+    }
+    let (sent, received) = sequences(ops);
+    state.sequences = Sequences {
+        dialler: sent,
+        acceptor: received,
+    };
+    state.flags = state.flags.with(SocketFlags::FILED_BY_SEQUENCES);
+    file(ops, state, &filed_under(state));
+}
+
+/// Where the entry of a connecting end is, if nobody has taken it.
+#[inline(always)]
+fn filed_under(state: &SocketState) -> SockKey {
+    if state.flags.has(SocketFlags::FILED_BY_SEQUENCES) {
+        state.peer.by_sequences(state.sequences)
+    } else {
+        state.peer
+    }
+}
+
+/// Numbers of the first bytes that this end sends and receives, while none of them is acknowledged: in the
+/// callbacks that say that it is established.
+#[inline(always)]
+fn sequences(ops: *mut bpf_sock_ops) -> (u32, u32) {
+    // SAFETY: reads of context fields of their own width.
+    unsafe {
+        (
+            read_volatile(addr_of!((*ops).snd_una)),
+            read_volatile(addr_of!((*ops).rcv_nxt)),
+        )
+    }
 }
 
 #[inline(never)]
@@ -129,18 +180,29 @@ fn on_passive_established(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
     let Some(own) = own_key(ops, netns_cookie) else {
         return;
     };
-    let Some(entry) = ORIG_DST_BY_TUPLE.get(&own) else {
+    // SAFETY: a read of a context field of its own width.
+    let segment_flags = unsafe { read_volatile(addr_of!((*ops).skb_tcp_flags)) };
+    // With Fast Open this end is made by the SYN, before the connection is established.
+    let is_early = segment_flags & TCP_FLAG_SYN != 0;
+    let mut entry = TupleEntry::NOTHING;
+    if !take(ops, &own, is_early, &mut entry) {
         return;
-    };
-    let flags = if entry.accepted_hop == Hop::APP_TO_PROXY_RETURN {
-        SocketFlags::NONE
-    } else {
+    }
+    let flags = if is_redirected(&entry) {
         SocketFlags::HAS_ORIGINAL_DST
+    } else {
+        SocketFlags::NONE
     };
-    let peer = own.flipped(entry.client_netns);
+    let peer = SockKey {
+        netns_cookie: entry.client_netns,
+        local_addr: entry.client_addr,
+        peer_addr: own.local_addr,
+        local_port: entry.client_port,
+        peer_port: own.local_port,
+        reserved: [0; 4],
+    };
     let slot = SOCKET_STATE.of_or_new(sk);
-    // In this order, so that the tuples are never more than the reservations.
-    ORIG_DST_BY_TUPLE.delete(&own);
+    // After the entry, so that the tuples are never more than the reservations.
     HANDSHAKES.delete(&entry.client_cookie);
     if slot.is_null() {
         return;
@@ -154,14 +216,46 @@ fn on_passive_established(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
         entry.accepted_hop,
         flags,
     );
+    slot.peer_cookie = entry.client_cookie;
 
     ask_for_state_changes(ops);
-    // SAFETY: a read of a context field of its own width.
-    let segment_flags = unsafe { read_volatile(addr_of!((*ops).skb_tcp_flags)) };
-    // With Fast Open this end is made by the SYN, before the connection is established.
-    if segment_flags & TCP_FLAG_SYN == 0 {
+    if !is_early {
         enter(ops, sk, slot);
     }
+}
+
+/// Takes what the other end has left for this one, which accepts, and tells whether it has left anything.
+#[inline(never)]
+fn take(
+    ops: *mut bpf_sock_ops,
+    own: &SockKey,
+    is_early: bool,
+    entry: &mut TupleEntry,
+) -> bool {
+    let (sent, received) = sequences(ops);
+    let by_sequences = own.by_sequences(Sequences {
+        dialler: received,
+        acceptor: sent,
+    });
+    if let Some(found) = ORIG_DST_BY_TUPLE.get(&by_sequences) {
+        *entry = found;
+        return ORIG_DST_BY_TUPLE.delete(&by_sequences);
+    }
+    let Some(found) = ORIG_DST_BY_TUPLE.get(own) else {
+        return false;
+    };
+    // Redirected, and not filed anew: whoever left it waits for an answer to its SYN, and this is somebody
+    // else, to whom conntrack gave its port.
+    if is_redirected(&found) && !is_early {
+        return false;
+    }
+    *entry = found;
+    ORIG_DST_BY_TUPLE.delete(own)
+}
+
+#[inline(always)]
+fn is_redirected(entry: &TupleEntry) -> bool {
+    entry.accepted_hop != Hop::APP_TO_PROXY_RETURN
 }
 
 /// Removes what the maps hold about a socket that is closed. The sockmap forgets it by itself.
@@ -185,12 +279,12 @@ fn on_state(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
         budget::close(&own);
     }
     if state.flags.has(SocketFlags::HAS_CONNECTED) {
-        let peer = state.peer;
+        let filed = filed_under(state);
         if ORIG_DST_BY_TUPLE
-            .get(&peer)
+            .get(&filed)
             .is_some_and(|entry| entry.client_cookie == cookie)
         {
-            ORIG_DST_BY_TUPLE.delete(&peer);
+            ORIG_DST_BY_TUPLE.delete(&filed);
         }
         HANDSHAKES.delete(&cookie);
     }
@@ -213,6 +307,10 @@ fn enter(ops: *mut bpf_sock_ops, sk: *mut bpf_sock, state: &mut SocketState) {
         return;
     }
     let mut own = state.peer.flipped(state.netns_cookie);
+    if is_taken(&own) {
+        count(Counter::SocketsRefused);
+        return;
+    }
     // SAFETY: our context, our map, and an initialised key.
     let refused = unsafe {
         bpf_sock_hash_update(
@@ -236,6 +334,7 @@ fn enter(ops: *mut bpf_sock_ops, sk: *mut bpf_sock, state: &mut SocketState) {
         sk: own_sk,
         // SAFETY: a helper that takes nothing but the context.
         cookie: unsafe { bpf_get_socket_cookie(ops.cast()) },
+        peer_cookie: state.peer_cookie,
         flags: if is_read_by_proxy {
             EndFlags::READER_IS_PROXY
         } else {
@@ -247,6 +346,14 @@ fn enter(ops: *mut bpf_sock_ops, sk: *mut bpf_sock, state: &mut SocketState) {
         count(Counter::SocketsRefused);
     }
     count_connection(state.netns_cookie, state.hop);
+}
+
+/// Tells whether another connection still has this place. Behind NAT an accepting end may outlive the other,
+/// whose port then is free for the next one: it keeps its place, or what nobody has read there would be lost.
+#[inline(always)]
+fn is_taken(own: &SockKey) -> bool {
+    ENDS.get(own)
+        .is_some_and(|end| KernelSock(end.sk).cookie() == Some(end.cookie))
 }
 
 /// Tells whether a connection with an application on one end may use the sockmap. Both ends are in its

@@ -20,7 +20,7 @@ use crate::fixture::{
 
 pub(crate) const INBOUND_PORT: u16 = 15_006;
 pub(crate) const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
-const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+pub(crate) const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 
 /// Who accepted: names for messages.
 pub(crate) const APPLICATION: &str = "application";
@@ -150,36 +150,13 @@ impl Cable {
     /// Captures what arrives at the server.
     pub(crate) fn capture(&self, mode: Mode, policy: &Policy) -> Option<Fixture> {
         if mode != Mode::Accelerator {
-            self.add_iptables(&policy.capture);
+            add_iptables(&self.server, &policy.capture);
         }
         (mode != Mode::Iptables).then(|| {
             let mut fixture = Fixture::load();
             fixture.govern(&self.server, policy);
             fixture
         })
-    }
-
-    fn add_iptables(&self, capture: &Capture) {
-        let v4 = render_rules(capture);
-        // What names an address is about what leaves.
-        let v6: String = v4
-            .lines()
-            .filter(|line| !line.contains("127.0.0."))
-            .flat_map(|line| [line, "\n"])
-            .collect();
-        for (program, rules) in [("iptables-restore", v4), ("ip6tables-restore", v6)] {
-            self.server.run_as(0, move || {
-                let mut child = Command::new(program)
-                    .arg("--wait")
-                    .stdin(Stdio::piped())
-                    .spawn()
-                    .expect("iptables is installed (`cargo xtask setup`)");
-                let mut stdin = child.stdin.take().expect("it is piped");
-                stdin.write_all(rules.as_bytes()).expect("it reads");
-                drop(stdin);
-                assert!(child.wait().expect("it ends").success(), "{rules}");
-            });
-        }
     }
 
     pub(crate) fn remove_iptables(&self) {
@@ -210,6 +187,30 @@ impl Cable {
             original: original_dst(&accepted),
             shown_to_client: client.peer_addr().expect("it is connected"),
         }
+    }
+}
+
+/// Gives a pod Istio's rules.
+pub(crate) fn add_iptables(pod: &Pod, capture: &Capture) {
+    let v4 = render_rules(capture);
+    // What names an address is about what the sidecar itself dials.
+    let v6: String = v4
+        .lines()
+        .filter(|line| !line.contains("127.0.0."))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    for (program, rules) in [("iptables-restore", v4), ("ip6tables-restore", v6)] {
+        pod.run_as(0, move || {
+            let mut child = Command::new(program)
+                .arg("--wait")
+                .stdin(Stdio::piped())
+                .spawn()
+                .expect("iptables is installed (`cargo xtask setup`)");
+            let mut stdin = child.stdin.take().expect("it is piped");
+            stdin.write_all(rules.as_bytes()).expect("it reads");
+            drop(stdin);
+            assert!(child.wait().expect("it ends").success(), "{rules}");
+        });
     }
 }
 
