@@ -8,7 +8,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU16, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     thread,
     time::Duration,
@@ -25,7 +25,7 @@ use isthmus_integration_tests::{
     wait::{self, Hopeless},
 };
 use rustix::{
-    net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt::ip_original_dst},
+    net::sockopt::ip_original_dst,
     process::{Gid, Uid},
     thread::{set_thread_res_gid, set_thread_res_uid},
 };
@@ -56,7 +56,6 @@ pub(crate) struct Mesh {
     pub(crate) name: String,
     kept: Arc<Mutex<Vec<TcpStream>>>,
     pub(crate) faults: Faults,
-    ports: SourcePorts,
 }
 
 /// What went wrong on any thread.
@@ -100,7 +99,6 @@ impl Mesh {
             "netns",
             server.name(),
         ])?;
-        client.sysctl("net.ipv4.ip_local_port_range", SourcePorts::LOCAL_RANGE)?;
         for (pod, address) in [(&client, CLIENT), (&server, SERVER)] {
             pod.ip(&["address", "add", &format!("{address}/24"), "dev", "eth0"])?;
             pod.ip(&["link", "set", "eth0", "up"])?;
@@ -113,7 +111,6 @@ impl Mesh {
             name,
             kept: Arc::default(),
             faults: Faults::default(),
-            ports: SourcePorts::new(),
         };
         mesh.serve_all()?;
         Ok(mesh)
@@ -149,10 +146,10 @@ impl Mesh {
 
     /// A connection between the sidecars: the client's end, and the server's, which nobody reads.
     pub(crate) fn connect_idle(&self) -> Result<(TcpStream, TcpStream)> {
-        let (path, ports) = (self.client.path(), self.ports.clone());
+        let path = self.client.path();
         let near = thread::spawn(move || -> Result<TcpStream> {
             become_user_in(&path, User::Proxy)?;
-            ports.connect(SocketAddrV4::new(SERVER, IDLE_PORT))
+            connect(SocketAddrV4::new(SERVER, IDLE_PORT))
         });
         let near = near.join().expect("the thread does not panic")?;
         let local = near.local_addr()?;
@@ -169,16 +166,15 @@ impl Mesh {
 
     fn serve_all(&self) -> Result<()> {
         self.serve(&self.server, User::Application, APPLICATION_PORT, answer)?;
-        let ports = self.ports.clone();
         self.serve(
             &self.client,
             User::Proxy,
             iptables::OUTBOUND_PORT,
-            move |stream| {
+            |stream| {
                 let original = ip_original_dst(&stream).context("the outbound sidecar asks")?;
                 ensure!(original == VIP, "the outbound sidecar was told {original}");
                 let server = SocketAddrV4::new(SERVER, APPLICATION_PORT);
-                relay(stream, ports.connect(server)?)
+                relay(stream, connect(server)?)
             },
         )?;
         let kept = Arc::clone(&self.kept);
@@ -260,49 +256,9 @@ fn block_child_signals() {
 }
 
 pub(crate) fn connect(to: SocketAddrV4) -> Result<TcpStream> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let count = NEXT.fetch_add(1, Ordering::Relaxed);
-    connect_from(
-        APPLICATION_PORTS.start + count % (APPLICATION_PORTS.end - APPLICATION_PORTS.start),
-        to,
-    )
-}
-
-/// Source ports of applications, for the reason that [`SourcePorts`] has.
-const APPLICATION_PORTS: std::ops::Range<u16> = 30_000..50_000;
-
-fn connect_from(port: u16, to: SocketAddrV4) -> Result<TcpStream> {
-    // An agent that is started just now would keep it open.
-    let socket = socket_with(
-        AddressFamily::INET,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))
-        .with_context(|| format!("binding to port {port}"))?;
-    rustix::net::connect(&socket, &to).with_context(|| format!("connecting to {to}"))?;
-    let stream = socket.into();
+    let stream = TcpStream::connect(to).with_context(|| format!("connecting to {to}"))?;
     prepare(&stream)?;
     Ok(stream)
-}
-
-/// Source ports of connections to the other pod. One that a connection had by way of the rules makes
-/// conntrack give a later one, which needs no rule, another port, and its two ends then see two tuples.
-#[derive(Clone, Debug)]
-struct SourcePorts(Arc<AtomicU16>);
-
-impl SourcePorts {
-    /// The other ports, for everything else in the namespace.
-    const LOCAL_RANGE: &str = "50000 60999";
-
-    fn new() -> Self {
-        Self(Arc::new(AtomicU16::new(16_000)))
-    }
-
-    fn connect(&self, to: SocketAddrV4) -> Result<TcpStream> {
-        connect_from(self.0.fetch_add(1, Ordering::Relaxed), to)
-    }
 }
 
 fn prepare(stream: &TcpStream) -> Result<()> {
