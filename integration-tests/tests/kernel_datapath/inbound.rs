@@ -123,7 +123,8 @@ fn a_pod_that_dials_itself_is_not_captured() {
         let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         for addr in cable.addrs().into_iter().chain(loopback) {
             let to = SocketAddr::new(addr, 8080);
-            let client = cable.server.connect(APP, to).expect("somebody listens");
+            let client = cable.server.connect(APP, to);
+            let client = client.unwrap_or_else(|error| panic!("{mode:?}, {to}: {error}"));
             let source = client.local_addr().expect("it is connected");
             let (by, _accepted) = accept(source, &listeners);
             assert_eq!(by, APPLICATION, "O4, {mode:?}, {to}");
