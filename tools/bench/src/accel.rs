@@ -167,7 +167,6 @@ impl<'a> Course<'a> {
         for name in [CLIENT, PLAIN_CLIENT] {
             // A connection for each request needs more ports than the default has within a minute.
             let netns = &mesh.pod(name)?.netns;
-            netns.sysctl("net.ipv4.ip_local_port_range", "1024 65000")?;
             netns.sysctl("net.ipv4.tcp_tw_reuse", "1")?;
         }
         let plain_server = start_application(mesh.pod(PLAIN_SERVER)?)?;
@@ -222,6 +221,10 @@ impl<'a> Course<'a> {
             self.accelerator.detach()?;
         }
         self.mesh.wait_idle()?;
+        for name in [CLIENT, PLAIN_CLIENT] {
+            let netns = &self.mesh.pod(name)?.netns;
+            netns.sysctl("net.ipv4.ip_local_port_range", path.source_ports())?;
+        }
         match path {
             Path::NoMesh | Path::Iptables => Ok(()),
             Path::Redirect => self.attach(Applications::LeftAlone, Sockmap::Off, Flows::Auto),

@@ -45,6 +45,17 @@ impl Path {
             Self::Full => "full",
         }
     }
+
+    /// The ports that connections come from. What iptables redirect and what is redirected when it is made
+    /// have different addresses at the client, and the same at the sidecar, which remembers each port for a
+    /// minute (`TIME_WAIT`): from the same ports at thousands of connections a second, some would wait a
+    /// second for their second SYN, in whichever path comes later.
+    pub(crate) const fn source_ports(self) -> &'static str {
+        match self {
+            Self::NoMesh | Self::Iptables => "1024 32767",
+            Self::Redirect | Self::Default | Self::Flows | Self::Full => "32768 65000",
+        }
+    }
 }
 
 #[cfg(test)]
