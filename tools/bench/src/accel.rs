@@ -75,6 +75,9 @@ pub(crate) struct Options {
 /// Runs the benchmark: prints the table and fails if the full path is worse than iptables somewhere.
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0, "no round, no result");
+    // Before the measurement, not after it.
+    fs::create_dir_all(&options.out)
+        .with_context(|| format!("{} cannot be made", options.out.display()))?;
     warn_if_busy()?;
     let mut course = Course::start(options)?;
     for round in 1..=options.rounds {
