@@ -434,23 +434,22 @@ pub(crate) fn ping_pong(stream: &mut TcpStream, size: usize, rounds: u32) -> Dur
     start.elapsed() / rounds
 }
 
-/// A descriptor of a new TCP socket, for what the standard library has no call for.
-pub(crate) fn tcp_socket(flags: libc::c_int) -> OwnedFd {
+/// Calls socket(2), for what the standard library has no call for. No program that a test starts keeps it open.
+pub(crate) fn open_socket(
+    domain: libc::c_int,
+    kind: libc::c_int,
+    protocol: libc::c_int,
+) -> io::Result<OwnedFd> {
     // SAFETY: plain numbers.
-    let fd = unsafe {
-        libc::socket(
-            libc::AF_INET,
-            libc::SOCK_STREAM | libc::SOCK_CLOEXEC | flags,
-            0,
-        )
-    };
-    assert!(
-        fd >= 0,
-        "a socket can be made: {}",
-        io::Error::last_os_error()
-    );
+    let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
+    check(fd.min(0))?;
     // SAFETY: just made, and owned by nobody else.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A descriptor of a new TCP socket.
+pub(crate) fn tcp_socket(flags: libc::c_int) -> OwnedFd {
+    open_socket(libc::AF_INET, libc::SOCK_STREAM | flags, 0).expect("a socket can be made")
 }
 
 const AF_INET: libc::sa_family_t = 2;

@@ -4,14 +4,15 @@ use std::{
     fs,
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use isthmus_accel_abi::{Counter, GroupKey, PodConfig, PodFlags, RuleList};
 use isthmus_accel_core::MapOp;
 
 use crate::fixture::{
-    APP, Fixture, PROXY, Pod, SOCKADDR_BYTES, VIP, original_dst, sockaddr, tcp_socket, wait_until,
+    APP, Fixture, PROXY, Pod, SOCKADDR_BYTES, VIP, open_socket, original_dst, sockaddr, tcp_socket,
+    wait_until,
 };
 
 const OUTBOUND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15_001);
@@ -118,17 +119,7 @@ fn a_supplementary_group_exempts_nobody() {
 }
 
 fn mptcp_socket() -> OwnedFd {
-    // SAFETY: plain numbers.
-    let fd = unsafe {
-        libc::socket(
-            libc::AF_INET,
-            libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
-            libc::IPPROTO_MPTCP,
-        )
-    };
-    assert!(fd >= 0, "CONFIG_MPTCP: {}", io::Error::last_os_error());
-    // SAFETY: just made, and owned by nobody else.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+    open_socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).expect("CONFIG_MPTCP")
 }
 
 fn joined_subflows(pod: &Pod) -> u64 {

@@ -4,11 +4,11 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use crate::fixture::{PATIENCE, set_sockopt};
+use crate::fixture::{PATIENCE, open_socket, set_sockopt};
 use crate::modes::{Mode, Redirection};
 use crate::net::{Addr, Family, NO_MAPPED, Net};
 use crate::row::row;
-use crate::socket::{self, RawAddr};
+use crate::socket::RawAddr;
 
 const SYN: u8 = 2;
 const RST: u8 = 4;
@@ -65,7 +65,7 @@ fn raw_socket(family: Family) -> OwnedFd {
     } else {
         libc::AF_INET6
     };
-    let raw = socket::make(domain, libc::SOCK_RAW, libc::IPPROTO_TCP);
+    let raw = open_socket(domain, libc::SOCK_RAW, libc::IPPROTO_TCP).expect("root can");
     if family == Family::V6 {
         // The kernel fills it in, as it does not for IPv4.
         let at = libc::c_int::try_from(CHECKSUM_AT).expect("a small number");

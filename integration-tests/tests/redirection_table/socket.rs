@@ -3,9 +3,9 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use crate::fixture::set_sockopt;
+use crate::fixture::{open_socket, set_sockopt};
 use crate::net::Family;
 
 /// An address as the kernel takes it, with its length.
@@ -91,16 +91,7 @@ pub(crate) fn socket(family: Family, kind: libc::c_int) -> OwnedFd {
         Family::V4 => libc::AF_INET,
         Family::V6 | Family::Mapped => libc::AF_INET6,
     };
-    make(domain, kind, 0)
-}
-
-/// Calls socket(2).
-pub(crate) fn make(domain: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> OwnedFd {
-    // SAFETY: plain numbers.
-    let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
-    assert!(fd >= 0, "socket: {}", io::Error::last_os_error());
-    // SAFETY: just made, and owned by nobody else.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+    open_socket(domain, kind, 0).expect("a socket can be made")
 }
 
 /// Binds a socket.

@@ -2,29 +2,21 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use isthmus_accel_abi::Hop;
 
 use crate::fixture::{
-    APP, Fixture, PROXY, Pod, SOCKADDR_BYTES, VIP, echo, original_dst, ping_pong, sockaddr,
+    APP, Fixture, PROXY, Pod, SOCKADDR_BYTES, VIP, echo, open_socket, original_dst, ping_pong,
+    sockaddr,
 };
 
 const IPPROTO_MPTCP: libc::c_int = 262;
 
 /// An MPTCP socket, or `None` on a kernel without.
 fn mptcp_socket() -> Option<OwnedFd> {
-    // SAFETY: plain numbers.
-    let fd = unsafe {
-        libc::socket(
-            libc::AF_INET,
-            libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
-            IPPROTO_MPTCP,
-        )
-    };
-    // SAFETY: just made, and owned by nobody else.
-    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+    open_socket(libc::AF_INET, libc::SOCK_STREAM, IPPROTO_MPTCP).ok()
 }
 
 fn mptcp_listener(addr: SocketAddrV4) -> Option<TcpListener> {
