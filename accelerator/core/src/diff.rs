@@ -1,6 +1,6 @@
 //! The order of operations that never shows the kernel a half-configured pod.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use isthmus_accel_abi::{CidrKey, GroupKey, InterfaceKey, PodConfig, PodFlags, PortKey, RuleList};
 
@@ -124,28 +124,18 @@ fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
     let interfaces = desired.interfaces.symmetric_difference(&loaded.interfaces);
     governed_anew.extend(interfaces.map(InterfaceKey::netns_cookie));
 
-    let mut routed_anew = BTreeSet::new();
+    let (mut routed_anew, mut addressed_anew) = (BTreeSet::new(), BTreeSet::new());
     for (ours, theirs) in [(desired, loaded), (loaded, desired)] {
-        let changed = ours
-            .routes
-            .iter()
-            .filter(|(key, ifindex)| theirs.routes.get(*key) != Some(ifindex));
-        routed_anew.extend(changed.map(|(key, _)| key.netns_cookie()));
+        let routes = differing(&ours.routes, &theirs.routes);
+        routed_anew.extend(routes.map(|(key, _)| key.netns_cookie()));
+        let addrs = differing(&ours.addrs, &theirs.addrs);
+        addressed_anew.extend(addrs.map(|(_, owner)| *owner));
     }
     let losing = loaded.addrs.iter().filter(|(addr, owner)| {
         let heir = desired.addrs.get(*addr);
         heir.is_some_and(|heir| heir != *owner)
     });
     let losing: BTreeSet<u64> = losing.map(|(_, owner)| *owner).collect();
-
-    let mut addressed_anew = BTreeSet::new();
-    for (ours, theirs) in [(desired, loaded), (loaded, desired)] {
-        let changed = ours
-            .addrs
-            .iter()
-            .filter(|(addr, owner)| theirs.addrs.get(*addr) != Some(owner));
-        addressed_anew.extend(changed.map(|(_, owner)| *owner));
-    }
 
     let stays = |(cookie, config): (&u64, &PodConfig)| {
         // One whose agent was killed while it prepared the pod begins anew.
@@ -233,15 +223,21 @@ fn is_inclusion(list: RuleList) -> bool {
     !is_exclusion(list) && !is_dns(list)
 }
 
+/// The entries of a map that another lacks, or has with another value.
+fn differing<'a, K: Ord, V: PartialEq>(
+    ours: &'a BTreeMap<K, V>,
+    theirs: &'a BTreeMap<K, V>,
+) -> impl DoubleEndedIterator<Item = (&'a K, &'a V)> {
+    ours.iter()
+        .filter(|(key, value)| theirs.get(*key) != Some(*value))
+}
+
 fn put_addrs(ops: &mut Vec<MapOp>, desired: &State, loaded: &State) {
-    for (addr, owner) in &desired.addrs {
-        if loaded.addrs.get(addr) != Some(owner) {
-            ops.push(MapOp::PutAddr {
-                addr: *addr,
-                netns_cookie: *owner,
-            });
-        }
-    }
+    let changed = differing(&desired.addrs, &loaded.addrs);
+    ops.extend(changed.map(|(addr, owner)| MapOp::PutAddr {
+        addr: *addr,
+        netns_cookie: *owner,
+    }));
 }
 
 fn remove_addrs(
@@ -320,11 +316,7 @@ fn remove_interfaces(
 
 // The longest prefixes first: an address goes over to its new route at once.
 fn put_routes(ops: &mut Vec<MapOp>, desired: &State, loaded: &State) {
-    let changed = desired
-        .routes
-        .iter()
-        .rev()
-        .filter(|(key, ifindex)| loaded.routes.get(*key) != Some(ifindex));
+    let changed = differing(&desired.routes, &loaded.routes).rev();
     ops.extend(changed.map(|(key, ifindex)| MapOp::PutRoute {
         key: *key,
         ifindex: *ifindex,
