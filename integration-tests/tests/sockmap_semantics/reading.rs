@@ -323,11 +323,16 @@ fn room_for_writing_does_not_end_a_read() {
         let reader = pair.reader.try_clone().expect("a descriptor");
         let reading = Blocked::start(move || recv(&reader, 16, 0));
         reading.wait_until_it_sleeps_or_ends();
+        let slept = reading.times_slept();
         let chunk = vec![0; 64 << 10];
         while send(&pair.reader, &chunk, libc::MSG_DONTWAIT) != "EAGAIN" {}
         wait_until("there is room again", || {
             recv(&pair.writer, 256, libc::MSG_DONTWAIT);
             poll(&pair.reader, libc::POLLOUT, 0) == "out"
+        });
+        // The kernel counts the room before it wakes who waits: data in between would end the read too.
+        wait_until("the room has woken the reader", || {
+            reading.times_slept() > slept
         });
         reading.wait_until_it_sleeps_or_ends();
         send(&pair.writer, b"data", 0);
@@ -368,6 +373,16 @@ impl Blocked {
             self.thread.is_finished()
                 || std::fs::read_to_string(&path).is_ok_and(|text| text.starts_with(&call))
         });
+    }
+
+    /// How often the thread has given up its processor; beyond count when it has ended.
+    fn times_slept(&self) -> u64 {
+        let path = format!("/proc/self/task/{}/status", self.id);
+        let status = std::fs::read_to_string(path).unwrap_or_default();
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
+            .map_or(u64::MAX, |count| count.trim().parse().expect("a number"))
     }
 
     fn interrupt(&self) {
