@@ -41,7 +41,7 @@ pub const EDGE_ROUTES: &str = "edge";
 pub const INBOUND_SOURCE: &str = "127.0.0.6";
 
 /// Idle connections between a sidecar and what it dials are closed after this: the next measurement starts afresh.
-const UPSTREAM_IDLE: &str = "2s";
+const UPSTREAM_IDLE: &str = "0.5s";
 
 /// Listeners, clusters and endpoints: what does not change with a route.
 pub fn mesh_document(protocol: Protocol, servers: &[Ipv4Addr]) -> Value {

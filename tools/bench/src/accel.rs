@@ -40,7 +40,7 @@ const PLAIN_SERVER: &str = "plain-server";
 /// How long the application may take to listen.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Fewer rounds show no noise, and without noise there is nothing to judge by.
+/// Fewer rounds show no noise, and without noise there is nothing to judge by. Enough for what is only shown.
 const ROUNDS_TO_JUDGE: u32 = 3;
 
 /// Load of the machine, in processes that run, from which on a warning is due.
@@ -55,11 +55,11 @@ pub(crate) struct Options {
     /// Directory for the table, `accel.json` and the plots.
     #[arg(long)]
     out: PathBuf,
-    /// Times that each path is measured.
-    #[arg(long, default_value_t = 5)]
+    /// Times that each path is measured; those that are only shown, three times at most.
+    #[arg(long, default_value_t = 7)]
     rounds: u32,
     /// Seconds of each measurement.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 0.7)]
     seconds: f64,
     /// Numbers of connections.
     #[arg(long, value_delimiter = ',', default_value = "1,16,256")]
@@ -80,8 +80,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .with_context(|| format!("{} cannot be made", options.out.display()))?;
     warn_if_busy()?;
     let mut course = Course::start(options)?;
-    for round in 1..=options.rounds {
-        course.round(round)?;
+    let workloads = Workload::ALL
+        .into_iter()
+        .filter(|it| options.workload.is_empty() || options.workload.contains(it));
+    for workload in workloads {
+        for connections in &options.connections {
+            course.cell(workload, *connections)?;
+        }
     }
     let profiles = course.profiles();
     course.stop()?;
@@ -157,6 +162,8 @@ struct Course<'a> {
     accelerator: Accelerator,
     _plain_server: Process,
     mesh: Mesh,
+    /// What is attached for, and no connection of another is left; `None` until the first.
+    attached: Option<Path>,
     options: &'a Options,
     rows: Rows,
 }
@@ -178,40 +185,40 @@ impl<'a> Course<'a> {
             accelerator,
             _plain_server: plain_server,
             mesh,
+            attached: None,
             options,
             rows: Rows::default(),
         })
     }
 
-    /// Every path once; every other round in the opposite order, so that what drifts disturbs all alike.
-    fn round(&mut self, round: u32) -> Result<()> {
-        let mut paths: Vec<Path> = Path::ALL
-            .into_iter()
-            .filter(|path| self.is_wanted(*path))
-            .collect();
-        if round.is_multiple_of(2) {
-            paths.reverse();
-        }
-        for path in paths {
-            self.switch(path)?;
-            for workload in Workload::ALL {
-                if !self.options.workload.is_empty() && !self.options.workload.contains(&workload) {
-                    continue;
-                }
-                for connections in &self.options.connections {
-                    let row = self.measure(path, workload, *connections, round)?;
-                    eprintln!(
-                        "round {round}/{}: {:<9} {:<16} {connections:>4} connections: {:>9.0} requests/s",
-                        self.options.rounds,
-                        path.name(),
-                        workload.name(),
-                        row.requests_per_s,
-                    );
-                    self.rows.0.push(row);
-                }
+    /// All rounds of a workload with a number of connections: in each, every path between two measurements of
+    /// iptables, seconds from both.
+    fn cell(&mut self, workload: Workload, connections: u32) -> Result<()> {
+        self.measure(Path::Iptables, workload, connections, 1)?;
+        for round in 1..=self.options.rounds {
+            for path in self.paths_of(round) {
+                self.measure(path, workload, connections, round)?;
             }
+            self.measure(Path::Iptables, workload, connections, round + 1)?;
         }
         Ok(())
+    }
+
+    /// What is measured in a round beside iptables: each time another one first, so that what drifts disturbs
+    /// all alike.
+    fn paths_of(&self, round: u32) -> Vec<Path> {
+        let is_due = |path: &Path| {
+            let is_judged = Path::OURS.contains(path);
+            *path != Path::Iptables
+                && self.is_wanted(*path)
+                && (is_judged || round <= ROUNDS_TO_JUDGE)
+        };
+        let mut paths: Vec<Path> = Path::ALL.into_iter().filter(is_due).collect();
+        if !paths.is_empty() {
+            let first = round as usize % paths.len();
+            paths.rotate_left(first);
+        }
+        paths
     }
 
     fn is_wanted(&self, path: Path) -> bool {
@@ -220,6 +227,10 @@ impl<'a> Course<'a> {
 
     /// Takes out what is attached, lets all connections end, and attaches what the path needs.
     fn switch(&mut self, path: Path) -> Result<()> {
+        if self.attached == Some(path) {
+            return Ok(());
+        }
+        self.attached = None;
         if self.accelerator.pin_dir().exists() {
             self.accelerator.detach()?;
         }
@@ -229,12 +240,14 @@ impl<'a> Course<'a> {
             netns.sysctl("net.ipv4.ip_local_port_range", path.source_ports())?;
         }
         match path {
-            Path::NoMesh | Path::Iptables => Ok(()),
-            Path::Redirect => self.attach(Applications::LeftAlone, Sockmap::Off, Flows::Auto),
-            Path::Default => self.attach(Applications::LeftAlone, Sockmap::Auto, Flows::Auto),
-            Path::Flows => self.attach(Applications::LeftAlone, Sockmap::Auto, Flows::On),
-            Path::Full => self.attach(Applications::Write, Sockmap::Auto, Flows::Auto),
+            Path::NoMesh | Path::Iptables => {}
+            Path::Redirect => self.attach(Applications::LeftAlone, Sockmap::Off, Flows::Auto)?,
+            Path::Default => self.attach(Applications::LeftAlone, Sockmap::Auto, Flows::Auto)?,
+            Path::Flows => self.attach(Applications::LeftAlone, Sockmap::Auto, Flows::On)?,
+            Path::Full => self.attach(Applications::Write, Sockmap::Auto, Flows::Auto)?,
         }
+        self.attached = Some(path);
+        Ok(())
     }
 
     fn attach(&mut self, applications: Applications, sockmap: Sockmap, flows: Flows) -> Result<()> {
@@ -243,11 +256,24 @@ impl<'a> Course<'a> {
         self.accelerator.start_with(pods.len(), sockmap, flows)
     }
 
-    fn measure(&self, path: Path, workload: Workload, connections: u32, round: u32) -> Result<Row> {
+    fn measure(
+        &mut self,
+        path: Path,
+        workload: Workload,
+        connections: u32,
+        round: u32,
+    ) -> Result<()> {
+        self.switch(path)?;
         let before = self.moved(path)?;
         let report = self.load(path, workload, connections)?;
         let moved = self.moved(path)?.since(before);
-        Ok(Row {
+        eprintln!(
+            "{:<16} {connections:>4} connections, round {round}: {:<9} {:>9.0} requests/s",
+            workload.name(),
+            path.name(),
+            report.requests_per_s,
+        );
+        self.rows.0.push(Row {
             workload: workload.name(),
             connections,
             path: path.name(),
@@ -257,7 +283,8 @@ impl<'a> Course<'a> {
             p99_us: report.p99_us,
             cpu_us_per_request: report.cpu_us_per_request,
             sockmap_share: moved.share().unwrap_or(0.0),
-        })
+        });
+        Ok(())
     }
 
     // Of all hops together.

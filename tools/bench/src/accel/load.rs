@@ -19,7 +19,7 @@ use super::workload::{BULK_BYTES, SMALL_BYTES, Workload};
 use crate::statistics::percentile;
 
 /// Load before the measurement: pools fill, windows open.
-const WARM_UP: Duration = Duration::from_millis(500);
+const WARM_UP: Duration = Duration::from_millis(400);
 /// Most of a body that is read at once.
 const BODY_CHUNK_BYTES: usize = 64 << 10;
 /// A request that takes longer fails the measurement.

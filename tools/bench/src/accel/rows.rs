@@ -1,4 +1,7 @@
 //! What was measured, and what it says: rows, ratios to iptables of the same round, and the noise beside them.
+//!
+//! Each round lies between two measurements of iptables, that of its own number and the next: their mean is what
+//! the others are compared with, and their ratio says how much two measurements of one and the same thing differ.
 
 use std::fmt::Write as _;
 
@@ -14,7 +17,7 @@ pub(super) struct Row {
     pub(super) workload: &'static str,
     pub(super) connections: u32,
     pub(super) path: &'static str,
-    /// From 1.
+    /// From 1; one more of iptables, which end the last round too.
     pub(super) round: u32,
     pub(super) requests_per_s: f64,
     pub(super) p50_us: f64,
@@ -67,9 +70,10 @@ impl Metric {
 /// A metric of a path beside iptables.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Comparison {
-    /// Median of the rounds' ratios: a round's two paths were measured within seconds of each other.
+    /// Median of the rounds' ratios: a round's paths were measured within seconds of each other.
     pub(super) ratio: f64,
-    /// Half of the range of the rounds' ratios: what a ratio must be off by to mean something.
+    /// What a ratio must be off by to mean something: half of the range of the rounds' ratios, or of those of
+    /// iptables to iptables if they differ more.
     pub(super) noise: f64,
 }
 
@@ -113,27 +117,41 @@ impl Rows {
         median(self.of(cell, path).map(|row| row.sockmap_share).collect())
     }
 
-    /// A path beside iptables, round by round.
+    /// A path beside iptables, round by round; iptables beside themselves.
     pub(super) fn compare(
         &self,
         cell: (Workload, u32),
         path: Path,
         metric: Metric,
     ) -> Option<Comparison> {
+        let ratios = self.ratios(cell, path, metric);
+        let iptables = self.ratios(cell, Path::Iptables, metric);
+        Some(Comparison {
+            noise: half_range(&ratios).max(half_range(&iptables)),
+            ratio: if path == Path::Iptables {
+                1.0
+            } else {
+                median(ratios)?
+            },
+        })
+    }
+
+    // Of a round each: a path to the mean of the iptables before and after it, or the latter two to each other.
+    fn ratios(&self, cell: (Workload, u32), path: Path, metric: Metric) -> Vec<f64> {
+        let iptables = |round| {
+            let found = self.of(cell, Path::Iptables).find(|row| row.round == round);
+            found.map(|row| metric.of(row))
+        };
         let ratio = |row: &Row| {
-            let base = self
-                .of(cell, Path::Iptables)
-                .find(|base| base.round == row.round)?;
-            let ratio = metric.of(row) / metric.of(base);
+            let (before, after) = (iptables(row.round)?, iptables(row.round + 1)?);
+            let ratio = if path == Path::Iptables {
+                after / before
+            } else {
+                metric.of(row) / f64::midpoint(before, after)
+            };
             ratio.is_finite().then_some(ratio)
         };
-        let ratios: Vec<f64> = self.of(cell, path).filter_map(ratio).collect();
-        let high = ratios.iter().copied().fold(f64::MIN, f64::max);
-        let low = ratios.iter().copied().fold(f64::MAX, f64::min);
-        Some(Comparison {
-            ratio: median(ratios)?,
-            noise: (high - low) / 2.0,
-        })
+        self.of(cell, path).filter_map(ratio).collect()
     }
 
     /// Every comparison of ours that is worse than iptables by more than the noise.
@@ -231,12 +249,17 @@ impl Rows {
             return String::new();
         };
         let beside = match self.compare(cell, path, metric) {
-            Some(_) if path == Path::Iptables => " (1.00x)".to_owned(),
             Some(Comparison { ratio, noise }) => format!(" ({ratio:.2}x ±{noise:.2})"),
             None => String::new(),
         };
         format!("{value:.0}{beside}")
     }
+}
+
+fn half_range(ratios: &[f64]) -> f64 {
+    let high = ratios.iter().copied().reduce(f64::max);
+    let low = ratios.iter().copied().reduce(f64::min);
+    high.zip(low).map_or(0.0, |(high, low)| (high - low) / 2.0)
 }
 
 /// What ours are judged by.
@@ -267,33 +290,72 @@ mod tests {
     }
 
     #[test]
-    fn rounds_are_compared_with_their_own() {
-        // The machine is half as fast in round 2: the ratios do not see it.
+    fn rounds_are_compared_with_the_iptables_around_them() {
+        // The machine becomes half as fast: the ratios do not see it.
         let rows = rows(&[
-            (Path::Iptables, 1, 1000.0),
+            (Path::Iptables, 1, 1010.0),
             (Path::Full, 1, 1100.0),
-            (Path::Iptables, 2, 500.0),
-            (Path::Full, 2, 560.0),
-            (Path::Iptables, 3, 1000.0),
-            (Path::Full, 3, 1110.0),
+            (Path::Iptables, 2, 990.0),
+            (Path::Full, 2, 830.0),
+            (Path::Iptables, 3, 510.0),
+            (Path::Full, 3, 555.0),
+            (Path::Iptables, 4, 490.0),
         ]);
+        let ratios = rows.ratios(CELL, Path::Full, Metric::Requests);
+        assert!((ratios[0] - 1.1).abs() < 1e-9, "{ratios:?}");
+        assert!((ratios[1] - 830.0 / 750.0).abs() < 1e-9, "{ratios:?}");
+        assert!((ratios[2] - 1.11).abs() < 1e-9, "{ratios:?}");
         let found = rows
             .compare(CELL, Path::Full, Metric::Requests)
             .expect("rows");
-        assert!((found.ratio - 1.11).abs() < 1e-9, "{found:?}");
-        assert!((found.noise - 0.01).abs() < 1e-9, "{found:?}");
-        assert_eq!(rows.worse(), [] as [&str; 0]);
+        assert!((found.ratio - 830.0 / 750.0).abs() < 1e-9, "{found:?}");
+    }
+
+    #[test]
+    fn the_noise_is_that_of_the_path_or_of_iptables_if_they_have_more() {
+        let calm = rows(&[
+            (Path::Iptables, 1, 1000.0),
+            (Path::Full, 1, 1100.0),
+            (Path::Iptables, 2, 1000.0),
+            (Path::Full, 2, 1140.0),
+            (Path::Iptables, 3, 1000.0),
+        ]);
+        let found = calm
+            .compare(CELL, Path::Full, Metric::Requests)
+            .expect("rows");
+        assert!((found.noise - 0.02).abs() < 1e-9, "{found:?}");
+        assert_eq!(calm.worse(), [] as [&str; 0]);
         assert_eq!(
-            rows.better(),
+            calm.better(),
             [
-                "grpc-unary, 16 connections, full: requests/s 1.11x (noise 0.01)",
-                "grpc-unary, 16 connections, full: p50 0.90x (noise 0.01)"
+                "grpc-unary, 16 connections, full: requests/s 1.12x (noise 0.02)",
+                "grpc-unary, 16 connections, full: p50 0.89x (noise 0.02)"
             ]
         );
         assert!(
-            rows.render().contains("1100 (1.11x ±0.01)"),
+            calm.render().contains("1120 (1.12x ±0.02)"),
             "{}",
-            rows.render()
+            calm.render()
+        );
+
+        // The same for the path; iptables beside themselves: 0.6 and 1.4.
+        let mut rough = rows(&[
+            (Path::Iptables, 1, 1250.0),
+            (Path::Full, 1, 1100.0),
+            (Path::Iptables, 2, 750.0),
+            (Path::Full, 2, 1026.0),
+            (Path::Iptables, 3, 1050.0),
+        ]);
+        let found = rough
+            .compare(CELL, Path::Full, Metric::Requests)
+            .expect("rows");
+        assert!((found.noise - 0.4).abs() < 1e-9, "{found:?}");
+        assert_eq!(rough.better(), [] as [&str; 0]);
+        rough.0.retain(|row| row.path == Path::Iptables.name());
+        assert!(
+            rough.render().contains("1050 (1.00x ±0.40)"),
+            "{}",
+            rough.render()
         );
     }
 
@@ -304,6 +366,7 @@ mod tests {
             (Path::Full, 1, 1040.0),
             (Path::Iptables, 2, 1000.0),
             (Path::Full, 2, 940.0),
+            (Path::Iptables, 3, 1000.0),
         ]);
         assert_eq!(within.worse(), [] as [&str; 0]);
         let beyond = rows(&[
@@ -311,14 +374,22 @@ mod tests {
             (Path::Full, 1, 900.0),
             (Path::Iptables, 2, 1000.0),
             (Path::Full, 2, 910.0),
+            (Path::Iptables, 3, 1000.0),
         ]);
         assert_eq!(beyond.worse().len(), 2, "{:?}", beyond.worse());
     }
 
     #[test]
     fn the_mean_of_small_messages_is_geometric() {
-        let mut all = rows(&[(Path::Iptables, 1, 1000.0), (Path::Full, 1, 2000.0)]);
-        let others = rows(&[(Path::Iptables, 1, 1000.0), (Path::Full, 1, 500.0)]).0;
+        let measured = |full| {
+            rows(&[
+                (Path::Iptables, 1, 1000.0),
+                (Path::Full, 1, full),
+                (Path::Iptables, 2, 1000.0),
+            ])
+        };
+        let mut all = measured(2000.0);
+        let others = measured(500.0).0;
         all.0.extend(others.into_iter().map(|row| Row {
             connections: 1,
             ..row
