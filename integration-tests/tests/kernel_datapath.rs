@@ -44,6 +44,8 @@ mod other_sockmap;
 mod owners;
 #[path = "kernel_datapath/parked.rs"]
 mod parked;
+#[path = "kernel_datapath/policy_routing.rs"]
+mod policy_routing;
 #[path = "kernel_datapath/redirect.rs"]
 mod redirect;
 #[path = "kernel_datapath/share.rs"]

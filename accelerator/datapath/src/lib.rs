@@ -15,7 +15,9 @@ mod defects;
 pub mod fake;
 pub mod linux;
 mod mechanism;
+pub mod netlink;
 mod netns;
+pub mod policy_routing;
 mod probe;
 mod rows;
 
