@@ -117,7 +117,7 @@ impl fmt::Display for Change {
 pub struct Step {
     /// What is new about the pods.
     pub changes: Vec<Change>,
-    /// Why a namespace took no link, the first one if several did not. A pod that appears is left to iptables
+    /// Why a namespace took no link, or not what goes with it, the first one if several did not. A pod that appears is left to iptables
     /// then; the others are served.
     pub failure: Option<DatapathError>,
     /// Operations applied to the datapath.
@@ -233,12 +233,14 @@ impl<D: Datapath> Agent<D> {
         let Plan { refused, state } = plan(&self.resolved());
         self.datapath.locate(self.located());
         let loaded = self.datapath.loaded()?;
+        let mut applied = self.apply(&diff(&state, &loaded))?;
+        self.datapath.find_listeners()?;
+        self.leave_wayless(&mut applied)?;
         let Applied {
             failure,
             ops,
             unlinked,
-        } = self.apply(&diff(&state, &loaded))?;
-        self.datapath.find_listeners()?;
+        } = applied;
 
         let condition = |(name, pod): (&PodName, &Pod)| {
             let reason = refused.get(name).map(ToString::to_string);
@@ -273,10 +275,29 @@ impl<D: Datapath> Agent<D> {
                     refused.insert(*netns_cookie, render_chain(&error));
                     applied.failure.get_or_insert(error);
                 }
+                // What is left in its namespace is tried again, and keeps no other pod waiting.
+                (MapOp::DetachNetns { .. }, Err(error)) => {
+                    applied.failure.get_or_insert(error);
+                }
                 (_, Err(error)) => return Err(error),
             }
         }
         Ok(applied)
+    }
+
+    // What a sidecar dials for its clients does not come back to it: such a pod is better off with iptables.
+    fn leave_wayless(&mut self, applied: &mut Applied) -> Result<(), DatapathError> {
+        for (netns_cookie, error) in self.datapath.keep_ways_back()? {
+            self.datapath.apply(&MapOp::RemovePod { netns_cookie })?;
+            let left = self.datapath.apply(&MapOp::DetachNetns { netns_cookie });
+            applied.ops += 2;
+            applied.unlinked.insert(netns_cookie, render_chain(&error));
+            applied.failure.get_or_insert(error);
+            if let Err(error) = left {
+                applied.failure.get_or_insert(error);
+            }
+        }
+        Ok(())
     }
 
     fn located(&self) -> BTreeMap<u64, PathBuf> {
@@ -342,7 +363,8 @@ impl<D: Datapath> Agent<D> {
 struct Applied {
     failure: Option<DatapathError>,
     ops: usize,
-    /// Pods that are not captured because their namespaces took no link, by cookie, with the reason.
+    /// Pods that are not captured because their namespaces took no link, or not what goes with it, by cookie,
+    /// with the reason.
     unlinked: BTreeMap<u64, String>,
 }
 

@@ -42,8 +42,8 @@ pub use self::{
     dns::DnsCapture,
     error::{FieldError, NodeConfigError},
     traffic::{
-        AppAcceleration, BadRange, GroupCapture, IpRange, Ipv6Capture, LoopbackRange, PortCapture,
-        RangeCapture, TrafficPolicy,
+        AppAcceleration, BadRange, GroupCapture, Interception, IpRange, Ipv6Capture, LoopbackRange,
+        PortCapture, RangeCapture, TrafficPolicy,
     },
 };
 use crate::API_VERSION;

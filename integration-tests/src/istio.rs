@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::programs;
 
 const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
+const INTERCEPTION_MODE: &str = "sidecar.istio.io/interceptionMode";
 const STATUS_PORT: &str = "status.sidecar.istio.io/port";
 
 /// What a pod says of its redirection, in Istio's words.
@@ -64,11 +65,10 @@ impl PodSettings {
             found.map_or(default, String::as_str).to_owned()
         };
         let is_set = |name: &str| environment(name, "false") == "true";
-        let mode = "sidecar.istio.io/interceptionMode";
         let reroute = "istio.io/reroute-virtual-interfaces";
         let mode = self
             .annotations
-            .get(mode)
+            .get(INTERCEPTION_MODE)
             .map_or("REDIRECT", String::as_str);
         let kubevirt = annotation("kubevirtInterfaces", "");
         let rerouted = self.annotations.get(reroute).unwrap_or(&kubevirt);
@@ -122,6 +122,12 @@ impl PodSettings {
         .filter(|list| !list.trim().is_empty())
         .collect::<Vec<_>>()
         .join(",")
+    }
+
+    /// Whether the sidecar dials the application with the addresses of its clients.
+    pub fn is_tproxy(&self) -> bool {
+        let mode = self.annotations.get(INTERCEPTION_MODE);
+        mode.is_some_and(|mode| mode == "TPROXY")
     }
 
     /// The entry of a pod in the accelerator's `NodeConfig`.

@@ -286,7 +286,9 @@ fn arrival_by_accelerator(visit: &Visit, state: &State) -> Outcome {
     };
     match decide_inbound(&arrival, state) {
         InboundVerdict::Pass(_) => Outcome::Pass,
-        InboundVerdict::Steer => Outcome::Redirect(INBOUND),
+        InboundVerdict::Steer | InboundVerdict::SteerUnlessDialledHere => {
+            Outcome::Redirect(INBOUND)
+        }
     }
 }
 

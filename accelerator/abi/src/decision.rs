@@ -144,6 +144,16 @@ pub enum Verdict {
     Follow,
 }
 
+impl Verdict {
+    /// Tells whether the connection may not be made without being followed: a dial with a client's address
+    /// looks, where it arrives, like the client's own, and would come to the proxy again and again.
+    #[must_use]
+    #[inline]
+    pub fn must_be_followed(&self, dial: &Dial) -> bool {
+        matches!(self, Self::Follow) && !is_loopback(&dial.source)
+    }
+}
+
 /// Why a connection was left alone. The number is stable within a layout version: the kernel counts by it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
 #[repr(u32)]
@@ -233,7 +243,7 @@ impl PassCause {
 }
 
 /// Decides where a connection attempt goes, in the order of Istio's chain. Costs at most nine lookups, and two
-/// more in a pod that leaves interfaces alone.
+/// more in a pod that leaves interfaces alone, one more in one whose proxy dials for its clients.
 #[must_use]
 #[inline(always)]
 pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
@@ -281,6 +291,9 @@ pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
         }
         // … then O4, which is not for DNS either, for everybody else, the group included …
         if !pod.flags.has(PodFlags::LOOPBACK_IN_RANGES) && !is_captured_dns {
+            if is_group && is_for_client(dial, &pod, rules) {
+                return Verdict::Follow;
+            }
             return Verdict::Pass(PassCause::OwnAddress);
         }
         // … so that O6 and O8 are met where O4 is not.
@@ -291,6 +304,15 @@ pub fn decide<R: Rules>(dial: &Dial, rules: &R) -> Verdict {
         return proxy_dial_elsewhere(dial, owner, rules);
     }
     application_dial(dial, &pod, owner, rules)
+}
+
+/// T1: tells whether a proxy dials its own application with the address of somebody else.
+#[inline]
+fn is_for_client<R: Rules>(dial: &Dial, pod: &PodConfig, rules: &R) -> bool {
+    pod.flags.has(PodFlags::TPROXY)
+        && !is_unspecified(&dial.source)
+        && !is_loopback(&dial.source)
+        && rules.owner(&dial.source) != Some(dial.netns_cookie)
 }
 
 #[inline]

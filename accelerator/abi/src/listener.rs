@@ -29,7 +29,7 @@ pub struct Arrival {
     pub port: [u8; 2],
     /// Address that it comes from, v4-mapped.
     pub remote: [u8; 16],
-    /// Interface that it came in by. For IPv6 from the pod itself, the one that has the address.
+    /// Interface that it came in by. For what comes from the pod itself, the one that has the address.
     pub ingress_ifindex: u32,
 }
 
@@ -40,6 +40,9 @@ pub enum InboundVerdict {
     Pass(InboundPass),
     /// Give it to the proxy's inbound listener.
     Steer,
+    /// The same, unless the proxy itself has dialled it with a client's address (T1): nothing else tells the
+    /// two apart.
+    SteerUnlessDialledHere,
 }
 
 /// Why an arriving connection was left alone.
@@ -83,11 +86,13 @@ pub fn decide_inbound<R: Rules>(arrival: &Arrival, rules: &R) -> InboundVerdict 
     if rules.has_interface(&interface) {
         return InboundVerdict::Pass(InboundPass::InterfaceExcluded);
     }
-    if captures_inbound(arrival.netns_cookie, &pod, arrival.port, rules) {
-        InboundVerdict::Steer
-    } else {
-        InboundVerdict::Pass(InboundPass::PortNotCaptured)
+    if !captures_inbound(arrival.netns_cookie, &pod, arrival.port, rules) {
+        return InboundVerdict::Pass(InboundPass::PortNotCaptured);
     }
+    if pod.flags.has(PodFlags::TPROXY) {
+        return InboundVerdict::SteerUnlessDialledHere;
+    }
+    InboundVerdict::Steer
 }
 
 // By addresses too: for IPv6 the kernel names the interface that has the address, not the one that
@@ -101,7 +106,8 @@ fn is_from_pod_itself<R: Rules>(arrival: &Arrival, rules: &R) -> bool {
         || rules.owner(&arrival.remote) == Some(arrival.netns_cookie)
 }
 
-/// I3, I4, I6, I7: tells whether a pod captures connections to a port.
+/// I3, I4, I6, I7: tells whether a pod captures connections to a port. I3 is a rule of a table that
+/// TPROXY comes before.
 #[inline]
 pub(crate) fn captures_inbound<R: Rules>(
     netns: u64,
@@ -109,7 +115,7 @@ pub(crate) fn captures_inbound<R: Rules>(
     port: [u8; 2],
     rules: &R,
 ) -> bool {
-    if port == TUNNEL_PORT {
+    if port == TUNNEL_PORT && !pod.flags.has(PodFlags::TPROXY) {
         return false;
     }
     if pod.flags.has(PodFlags::INBOUND_ALL) {

@@ -36,6 +36,9 @@ impl PodFlags {
     pub const DNS: Self = Self(1 << 8);
     /// Port 53 of every server is taken (`CAPTURE_ALL_DNS`). Counts with [`Self::DNS`] only.
     pub const DNS_ALL: Self = Self(1 << 9);
+    /// The proxy dials the application with the addresses of its clients (TPROXY, row T1), and takes the tunnel's
+    /// port like any other.
+    pub const TPROXY: Self = Self(1 << 10);
     /// The application's sockets may enter the sockmap, so that what it writes to its proxy skips TCP.
     /// By promise of the operator: reads through a sockmap differ (`api`, `AppAcceleration`).
     pub const APP_WRITES: Self = Self(1 << 16);

@@ -24,6 +24,8 @@ use crate::{MapOp, State};
 ///   namespace is linked, and its proxy's listeners are found, while the pod is [preparing](PodConfig::preparing).
 ///   Both end together too.
 ///
+/// * a namespace is linked anew where what is made in it with the link changes (TPROXY), or may be half-made.
+///
 /// A connection that finds its pod missing is left to iptables. Costs `O((n + m) log n)`; returns
 /// nothing if both are equal.
 #[must_use]
@@ -36,8 +38,9 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     ops.extend(leaving.map(|cookie| MapOp::RemovePod {
         netns_cookie: *cookie,
     }));
+    let relinked = relinked_namespaces(desired, loaded);
     let unsteered = loaded.steered.difference(&desired.steered);
-    ops.extend(unsteered.map(|cookie| MapOp::DetachNetns {
+    ops.extend(unsteered.chain(&relinked).map(|cookie| MapOp::DetachNetns {
         netns_cookie: *cookie,
     }));
     // What belongs to pods that the kernel does not see at this point: the order does not matter.
@@ -60,7 +63,10 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     put_cidrs(&mut ops, desired, loaded, is_exclusion);
     put_ports(&mut ops, desired, loaded, |list| !is_exclusion(list));
     put_cidrs(&mut ops, desired, loaded, is_inclusion);
-    let newly_steered = || desired.steered.difference(&loaded.steered).copied();
+    let newly_steered = || {
+        let added = desired.steered.difference(&loaded.steered);
+        added.chain(&relinked).copied()
+    };
     let prepared: BTreeSet<u64> = newly_steered().filter(|cookie| !stays(*cookie)).collect();
     for (cookie, config) in &desired.pods {
         if !stays(*cookie) || loaded.pods.get(cookie) != Some(config) {
@@ -112,6 +118,25 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     ops
 }
 
+// Namespaces whose link stays, but not what goes with it.
+fn relinked_namespaces(desired: &State, loaded: &State) -> BTreeSet<u64> {
+    let is_tproxy = |pod: &PodConfig| pod.flags.has(PodFlags::TPROXY);
+    let is_relinked = |cookie: &&u64| {
+        let Some(new) = desired.pods.get(*cookie) else {
+            return false;
+        };
+        match loaded.pods.get(*cookie) {
+            Some(old) if old.is_in_force() => is_tproxy(old) != is_tproxy(new),
+            // An agent was killed while it prepared the pod …
+            Some(old) => is_tproxy(old) || is_tproxy(new),
+            // … or while it took it away, and nothing says what that was.
+            None => true,
+        }
+    };
+    let staying = desired.steered.intersection(&loaded.steered);
+    staying.filter(is_relinked).copied().collect()
+}
+
 // Pods that are in the kernel all the time, the others being absent for at least a moment.
 fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
     let mut governed_anew = BTreeSet::new();
@@ -160,6 +185,7 @@ fn is_swappable(old: &PodConfig, new: &PodConfig) -> bool {
         PodFlags::EXCLUDES_GROUPS,
         PodFlags::ONLY_GROUPS,
         PodFlags::INTERFACES_EXCLUDED,
+        PodFlags::TPROXY,
     ];
     let is_same_otherwise = *old
         == PodConfig {

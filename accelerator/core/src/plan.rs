@@ -11,8 +11,8 @@ use isthmus_accel_abi::{
     PortKey, RuleList, v4_mapped,
 };
 use isthmus_api::node_config::{
-    AppAcceleration, DnsCapture, GroupCapture, IpRange, Ipv6Capture, PodName, PortCapture,
-    RangeCapture, TrafficPolicy,
+    AppAcceleration, DnsCapture, GroupCapture, Interception, IpRange, Ipv6Capture, PodName,
+    PortCapture, RangeCapture, TrafficPolicy,
 };
 
 use crate::State;
@@ -373,6 +373,9 @@ fn flags(pod: &ResolvedPod) -> PodFlags {
     }
     if policy.has_loopback_range {
         flags = flags.with(PodFlags::LOOPBACK_IN_RANGES);
+    }
+    if policy.interception == Interception::Tproxy {
+        flags = flags.with(PodFlags::TPROXY);
     }
     let (has_v4, has_v6) = (
         pod.addrs.iter().any(IpAddr::is_ipv4),

@@ -15,7 +15,7 @@ use isthmus_accel_core::{MapOp, State};
 
 use crate::{
     CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ParkedRow,
-    ProgramRow, RetiredRow, VerdictRow,
+    ProgramRow, RetiredRow, VerdictRow, linux::WayBackError,
 };
 
 /// A datapath that only remembers. It has the bounds of the real maps.
@@ -43,6 +43,8 @@ pub struct FakeDatapath {
     pub is_next_op_refused: bool,
     /// Namespaces, by cookie, that take no link.
     pub unlinkable: BTreeSet<u64>,
+    /// Namespaces, by cookie, whose way back cannot be kept.
+    pub wayless: BTreeSet<u64>,
 }
 
 impl FakeDatapath {
@@ -93,6 +95,20 @@ impl Datapath for FakeDatapath {
 
     fn find_listeners(&mut self) -> Result<(), DatapathError> {
         Ok(())
+    }
+
+    fn keep_ways_back(&mut self) -> Result<BTreeMap<u64, DatapathError>, DatapathError> {
+        let pods = self.state.pods.iter();
+        let wayless = pods.filter(|(cookie, _)| self.wayless.contains(cookie));
+        let failure = |(cookie, _)| {
+            let error = DatapathError::WayBack {
+                action: "made",
+                netns: self.namespaces.get(cookie).cloned().unwrap_or_default(),
+                source: WayBackError::OneFamily,
+            };
+            (*cookie, error)
+        };
+        Ok(wayless.map(failure).collect())
     }
 
     fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError> {

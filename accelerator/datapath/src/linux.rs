@@ -15,9 +15,11 @@ mod pins;
 mod succession;
 mod sys;
 mod version;
+mod way_back;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     os::fd::AsFd,
     path::{Path, PathBuf},
     time::Duration,
@@ -40,6 +42,7 @@ pub use self::{
     mounts::{BpfFs, DEFAULT_BPFFS, DEFAULT_PIN_DIR, cgroup_root, ensure_bpffs, is_bpffs},
     succession::{pin_dirs, pin_root, retire_others},
     version::Version,
+    way_back::WayBackError,
 };
 use self::{
     installation::Installation,
@@ -60,6 +63,8 @@ pub struct LinuxDatapath {
     pins: Pins,
     maps: Maps,
     namespaces: BTreeMap<u64, PathBuf>,
+    /// What was told before that: where a pod is that leaves.
+    former_namespaces: BTreeMap<u64, PathBuf>,
 }
 
 impl LinuxDatapath {
@@ -83,6 +88,7 @@ impl LinuxDatapath {
             pins,
             maps,
             namespaces: BTreeMap::new(),
+            former_namespaces: BTreeMap::new(),
         })
     }
 
@@ -126,6 +132,7 @@ impl LinuxDatapath {
             pins,
             maps,
             namespaces: BTreeMap::new(),
+            former_namespaces: BTreeMap::new(),
         })
     }
 
@@ -220,11 +227,12 @@ impl Datapath for LinuxDatapath {
             MapOp::RemoveInterface(key) => maps.interfaces.remove(key).map(drop),
             MapOp::PutRoute { key, ifindex } => maps.routes.put(key, ifindex),
             MapOp::RemoveRoute(key) => maps.routes.remove(key).map(drop),
-            MapOp::AttachNetns { netns_cookie } => match self.namespaces.get(netns_cookie) {
-                Some(path) => netns::attach(&self.pins, *netns_cookie, path).map(drop),
-                None => Ok(()),
-            },
+            MapOp::AttachNetns { netns_cookie } => self.attach_netns(*netns_cookie),
             MapOp::DetachNetns { netns_cookie } => {
+                let former = || self.former_namespaces.get(netns_cookie);
+                let known = self.namespaces.get(netns_cookie).or_else(former);
+                let known = known.map(PathBuf::as_path);
+                netns::withdraw_way_back(&self.pins, *netns_cookie, known)?;
                 netns::detach(&self.pins, *netns_cookie, &maps.listeners)
             }
             MapOp::RemoveAddr { addr } => maps.addrs.remove(addr).map(drop),
@@ -239,7 +247,7 @@ impl Datapath for LinuxDatapath {
     }
 
     fn locate(&mut self, namespaces: BTreeMap<u64, PathBuf>) {
-        self.namespaces = namespaces;
+        self.former_namespaces = mem::replace(&mut self.namespaces, namespaces);
     }
 
     fn find_listeners(&mut self) -> Result<(), DatapathError> {
@@ -249,6 +257,28 @@ impl Datapath for LinuxDatapath {
             }
         }
         Ok(())
+    }
+
+    fn keep_ways_back(&mut self) -> Result<BTreeMap<u64, DatapathError>, DatapathError> {
+        let steered = netns::attached(&self.pins)?;
+        let is_shadow = self.mode()? == SettingsMode::SHADOW;
+        let mut failures = BTreeMap::new();
+        for (cookie, config) in self.maps.pods.entries()? {
+            let path = self.namespaces.get(&cookie);
+            let (Some(path), true) = (
+                path,
+                steered.contains(&cookie) && netns::needs_way_back(&config),
+            ) else {
+                continue;
+            };
+            let outcome = if is_shadow {
+                netns::withdraw_way_back(&self.pins, cookie, Some(path))
+            } else {
+                netns::establish_way_back(cookie, path, &config)
+            };
+            failures.extend(outcome.err().map(|error| (cookie, error)));
+        }
+        Ok(failures)
     }
 
     fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError> {
@@ -374,6 +404,25 @@ impl Datapath for LinuxDatapath {
 }
 
 impl LinuxDatapath {
+    // The link comes first and goes last: by it `detach` finds the namespace.
+    fn attach_netns(&self, cookie: u64) -> Result<(), DatapathError> {
+        let Some(path) = self.namespaces.get(&cookie) else {
+            return Ok(());
+        };
+        netns::attach(&self.pins, cookie, path)?;
+        let Some(config) = self.maps.pods.get(&cookie)? else {
+            return Ok(());
+        };
+        if !netns::needs_way_back(&config) || self.mode()? == SettingsMode::SHADOW {
+            return Ok(());
+        }
+        netns::establish_way_back(cookie, path, &config).inspect_err(|_| {
+            // What failed is told; of the next attempt, this would be the second link.
+            let _undone = netns::withdraw_way_back(&self.pins, cookie, Some(path))
+                .and_then(|()| netns::detach(&self.pins, cookie, &self.maps.listeners));
+        })
+    }
+
     /// Removes what was counted in the namespaces that `is_gone` names.
     fn remove_rows(&self, is_gone: impl Fn(u64) -> bool) -> Result<(), DatapathError> {
         let maps = &self.maps;

@@ -7,6 +7,8 @@ use isthmus_accel_abi::{
 };
 use isthmus_accel_core::{MapOp, State};
 
+use crate::linux::WayBackError;
+
 /// Something that captures traffic as its [`State`] says: the kernel, or a fake.
 pub trait Datapath: fmt::Debug {
     /// Reads back what is loaded. Costs one pass over the maps of pods and rules.
@@ -36,6 +38,15 @@ pub trait Datapath: fmt::Debug {
     ///
     /// Returns [`DatapathError`] if the kernel refuses.
     fn find_listeners(&mut self) -> Result<(), DatapathError>;
+
+    /// Looks after the ways back of loaded pods whose sidecars dial for their clients (TPROXY): makes again what
+    /// somebody has removed, and makes room where Istio's own has come. Call it every few seconds. Costs some
+    /// twenty system calls for each such pod. Returns the pods, by cookie, that have none, with the reason.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DatapathError::Map`] if a map cannot be read.
+    fn keep_ways_back(&mut self) -> Result<BTreeMap<u64, DatapathError>, DatapathError>;
 
     /// Returns the counters of every hop that has carried something, summed over CPUs, by key.
     ///
@@ -272,6 +283,17 @@ pub enum DatapathError {
         /// The kernel's answer.
         #[source]
         source: io::Error,
+    },
+
+    /// What a sidecar dials for its clients would not come back to it (TPROXY).
+    #[error("the way back to the sidecar cannot be {action} in {}", netns.display())]
+    WayBack {
+        /// "made" or "removed".
+        action: &'static str,
+        /// File of the network namespace.
+        netns: PathBuf,
+        /// What failed.
+        source: WayBackError,
     },
 
     /// The pin directory belongs to an agent with other layouts.

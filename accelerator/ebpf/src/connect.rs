@@ -28,6 +28,8 @@ use crate::{
 };
 
 const ALLOW: i32 = 1;
+/// `EPERM` for the caller.
+const REFUSE: i32 = 0;
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
 const EEXIST: i64 = 17;
@@ -39,19 +41,17 @@ const SOCKADDR_IN6_BYTES: usize = 28;
 /// Rewrites the destination of connections that a proxy should get. Linux 5.10 (socket storage).
 #[cgroup_sock_addr(connect4)]
 pub fn isthmus_connect4(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, Family::V4);
-    ALLOW
+    connect(&ctx, Family::V4)
 }
 
 /// The same for IPv6 sockets, also for those that dial IPv4. Linux 5.10 (socket storage).
 #[cgroup_sock_addr(connect6)]
 pub fn isthmus_connect6(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, Family::V6);
-    ALLOW
+    connect(&ctx, Family::V6)
 }
 
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, family: Family) {
+fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let addr = ctx.sock_addr;
     // SAFETY: reads of context fields of their own width, which the verifier checks.
     let (kind, protocol, sk) = unsafe {
@@ -68,15 +68,15 @@ fn connect(ctx: &SockAddrContext, family: Family) {
             come_from(ctx, family, &query, query_source(&query, &Loaded));
             sock_addr::write(addr, family, agent, DNS_AGENT_PORT);
         }
-        return;
+        return ALLOW;
     }
     if kind != SOCK_STREAM || protocol != IPPROTO_TCP || sk.is_null() {
-        return;
+        return ALLOW;
     }
 
     // What the kernel dials for itself is nothing that an application or a proxy could answer for.
     let Some(dial) = dial(ctx, sk, family, source(sk, family)) else {
-        return;
+        return ALLOW;
     };
     let verdict = decide(&dial, &Loaded);
     let outcome = if is_shadow() {
@@ -87,6 +87,10 @@ fn connect(ctx: &SockAddrContext, family: Family) {
         carry_out(ctx, sk, family, &dial, &verdict)
     };
     flow::decided(addr, sk, &dial, &verdict, outcome);
+    if outcome == VerdictCode::NO_ROOM && verdict.must_be_followed(&dial) {
+        return REFUSE;
+    }
+    ALLOW
 }
 
 /// Does what was decided, if there is room for it.

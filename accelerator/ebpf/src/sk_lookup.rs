@@ -15,13 +15,13 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 use isthmus_accel_abi::{
-    Arrival, Counter, InboundVerdict, LISTENER_SLOTS, ListenerKey, ListenerKind, decide_inbound,
+    Arrival, Counter, InboundVerdict, LISTENER_SLOTS, ListenerKey, ListenerKind, SockKey, decide_inbound,
 };
 
 use crate::{
     connect::Loaded,
     counters::count,
-    maps::{LISTENERS, is_shadow},
+    maps::{LISTENERS, ORIG_DST_BY_TUPLE, is_shadow},
 };
 
 const PASS: u32 = sk_action::SK_PASS;
@@ -46,8 +46,13 @@ pub fn isthmus_sk_lookup(ctx: SkLookupContext) -> u32 {
     let Some((arrival, family)) = arrival(ctx.lookup) else {
         return PASS;
     };
-    if is_shadow() || decide_inbound(&arrival, &Loaded) != InboundVerdict::Steer {
+    if is_shadow() {
         return PASS;
+    }
+    match decide_inbound(&arrival, &Loaded) {
+        InboundVerdict::Pass(_) => return PASS,
+        InboundVerdict::SteerUnlessDialledHere if is_dialled_here(ctx.lookup, &arrival) => return PASS,
+        InboundVerdict::SteerUnlessDialledHere | InboundVerdict::Steer => {}
     }
     let own_kind = if family == AF_INET {
         ListenerKind::V4
@@ -65,6 +70,25 @@ pub fn isthmus_sk_lookup(ctx: SkLookupContext) -> u32 {
     }
     count(Counter::InboundRefused);
     DROP
+}
+
+/// Tells whether a socket of this namespace has sent the packet: what the proxy dials with a client's address
+/// is followed from before its SYN until it is accepted.
+#[inline(always)]
+fn is_dialled_here(ctx: *mut bpf_sk_lookup, arrival: &Arrival) -> bool {
+    // SAFETY: a read of a context field of its own width.
+    let remote_port = unsafe { read_volatile(addr_of!((*ctx).remote_port)) };
+    let accepting_end = SockKey {
+        netns_cookie: arrival.netns_cookie,
+        local_addr: arrival.local,
+        peer_addr: arrival.remote,
+        local_port: arrival.port,
+        peer_port: remote_port.to_ne_bytes(),
+        reserved: [0; 4],
+    };
+    ORIG_DST_BY_TUPLE
+        .get(&accepting_end)
+        .is_some_and(|entry| entry.client_netns == arrival.netns_cookie)
 }
 
 /// Chooses the socket behind the key; tells whether there is one that takes packets of this family.

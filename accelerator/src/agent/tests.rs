@@ -220,6 +220,58 @@ fn a_pod_whose_namespace_takes_no_link_is_not_captured_and_keeps_nobody_from_it(
 }
 
 #[test]
+fn a_pod_to_whose_sidecar_no_way_leads_back_is_left_to_iptables() {
+    let mut agent = Agent::new(FakeDatapath {
+        wayless: [1].into(),
+        ..FakeDatapath::default()
+    });
+    agent.handle_config(parse(
+        "pods:\n- {name: default/a, netns: /run/netns/a, annotations: \
+         {sidecar.istio.io/interceptionMode: TPROXY}}\n- {name: default/b, netns: /run/netns/b}",
+    ));
+    agent.handle_lookups(lookups([("a", found(1)), ("b", found(2))]));
+    let step = agent.converge().expect("it is about one pod only");
+    assert!(step.failure.is_some(), "it is told");
+    assert_eq!(
+        render(&step),
+        [
+            "pod default/a is left to iptables (waiting): the way back to the sidecar cannot be made in \
+             /run/netns/a: Istio's ip rule for mark 1337 is there for IPv4 and not for IPv6: set \
+             ISTIO_DUAL_STACK to \"false\" in the pod's proxy.istio.io/config",
+            "pod default/b is accelerated (netns cookie 2, 198.18.0.2)",
+        ]
+    );
+    assert_eq!(pods(&agent), [2]);
+    assert_eq!(agent.datapath().state.steered, [2].into());
+    assert!(agent.is_waiting(), "it is tried again soon");
+
+    agent.datapath.wayless.clear();
+    let step = agent.converge().expect("the fake takes it");
+    assert_eq!(
+        render(&step),
+        ["pod default/a is accelerated (netns cookie 1, 198.18.0.1)"]
+    );
+    assert_eq!(pods(&agent), [1, 2]);
+}
+
+#[test]
+fn a_namespace_is_linked_anew_when_its_sidecar_dials_for_its_clients() {
+    let mut agent = running(&["a"]);
+    let applied = agent.datapath().applied.len();
+    agent.handle_config(parse(
+        "pods: [{name: default/a, netns: /run/netns/a, annotations: \
+         {sidecar.istio.io/interceptionMode: TPROXY}}]",
+    ));
+    agent.converge().expect("the fake takes it");
+    let steps = agent.datapath().applied[applied..].iter();
+    let steps: Vec<&str> = steps.filter_map(of_a_pod).collect();
+    assert_eq!(
+        steps,
+        ["removed", "unlinked", "prepared", "linked", "captured"]
+    );
+}
+
+#[test]
 fn pods_are_left_alone_for_a_reason() {
     struct Case {
         annotation: (&'static str, &'static str),
@@ -229,11 +281,6 @@ fn pods_are_left_alone_for_a_reason() {
         Case {
             annotation: ("sidecar.istio.io/interceptionMode", "NONE"),
             change: "pod default/a is left to iptables (left-alone): it asks not to be captured",
-        },
-        Case {
-            annotation: ("sidecar.istio.io/interceptionMode", "TPROXY"),
-            change: "pod default/a is left to iptables (left-alone): TPROXY takes routes and marks inside \
-                     of the pod, so the pod is left to iptables",
         },
         Case {
             annotation: ("ambient.istio.io/redirection", "enabled"),
@@ -412,6 +459,8 @@ fn of_a_pod(op: &MapOp) -> Option<&'static str> {
             "prepared",
         ),
         (matches!(op, MapOp::AttachNetns { .. }), "linked"),
+        (matches!(op, MapOp::DetachNetns { .. }), "unlinked"),
+        (matches!(op, MapOp::RemovePod { .. }), "removed"),
         (
             matches!(op, MapOp::PutPod { config, .. } if config.is_in_force()),
             "captured",

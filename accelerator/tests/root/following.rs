@@ -259,6 +259,10 @@ impl Datapath for SharedFake {
         self.with(Datapath::find_listeners)
     }
 
+    fn keep_ways_back(&mut self) -> Result<BTreeMap<u64, DatapathError>, DatapathError> {
+        self.with(Datapath::keep_ways_back)
+    }
+
     fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError> {
         self.with(|fake| fake.hop_stats())
     }

@@ -13,7 +13,9 @@ use super::{
     Capture,
     dns::{DnsCapture, DnsMetadata, DnsSettings},
     proxy_config::ProxyConfig,
-    traffic::{AppAcceleration, BadRange, IpRange, PortCapture, RangeCapture, TrafficPolicy},
+    traffic::{
+        AppAcceleration, BadRange, Interception, IpRange, PortCapture, RangeCapture, TrafficPolicy,
+    },
 };
 
 const ACCELERATE_APPLICATION: &str = "isthmus.io/accelerate-application";
@@ -147,19 +149,11 @@ pub(super) fn parse_annotations(
     let proxy = ProxyConfig::parse(annotations)?;
     let policy = parse_policy(annotations, &proxy, dns)?;
     let mode = parse_mode(annotations, &proxy)?;
-    if mode == Mode::None {
+    let Some(interception) = mode else {
         return Ok((Capture::LeftAlone, Vec::new()));
-    }
+    };
 
     let mut blocking = blocking_notices(annotations, &proxy);
-    if mode == Mode::Tproxy {
-        let effect =
-            "TPROXY takes routes and marks inside of the pod, so the pod is left to iptables";
-        blocking.push(Notice {
-            annotation: INTERCEPTION_MODE,
-            effect,
-        });
-    }
     let is_left_alone = !blocking.is_empty();
     blocking.extend(harmless_notices(annotations));
     let asks_for_dns = !matches!(proxy.dns()?, DnsMetadata::Unspecified | DnsMetadata::Off);
@@ -173,7 +167,10 @@ pub(super) fn parse_annotations(
     let capture = if is_left_alone {
         Capture::LeftAlone
     } else {
-        Capture::Accelerated(policy)
+        Capture::Accelerated(TrafficPolicy {
+            interception,
+            ..policy
+        })
     };
     Ok((capture, blocking))
 }
@@ -229,6 +226,7 @@ fn parse_policy(
         include_outbound_ranges,
         has_loopback_range,
         inbound_ports,
+        interception: Interception::Redirect,
         dns: dns.capture(proxy.dns()?),
         ipv6: proxy.ipv6()?,
         owner_groups: proxy.owner_groups().unwrap_or_default(),
@@ -264,23 +262,20 @@ fn parse_excluded_inbound_ports(
     Ok(ports)
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Mode {
-    None,
-    Redirect,
-    Tproxy,
-}
-
-fn parse_mode(annotations: &Annotations, proxy: &ProxyConfig) -> Result<Mode, AnnotationError> {
+// `None` for a pod that asks not to be captured.
+fn parse_mode(
+    annotations: &Annotations,
+    proxy: &ProxyConfig,
+) -> Result<Option<Interception>, AnnotationError> {
     let (annotation, value) = match (annotations.get(INTERCEPTION_MODE), &proxy.interception_mode) {
         (Some(value), _) => (INTERCEPTION_MODE, value),
         (None, Some(value)) => (PROXY_CONFIG, value),
-        (None, None) => return Ok(Mode::Redirect),
+        (None, None) => return Ok(Some(Interception::Redirect)),
     };
     match value.as_str() {
-        "NONE" => Ok(Mode::None),
-        "REDIRECT" => Ok(Mode::Redirect),
-        "TPROXY" => Ok(Mode::Tproxy),
+        "NONE" => Ok(None),
+        "REDIRECT" => Ok(Some(Interception::Redirect)),
+        "TPROXY" => Ok(Some(Interception::Tproxy)),
         _ => Err(AnnotationError::BadMode {
             annotation,
             value: value.clone(),

@@ -222,6 +222,7 @@ fn reads_port_and_range_annotations_as_istio_does() {
         dns: DnsCapture::Unspecified,
         ipv6: Ipv6Capture::WithAddress,
         app_acceleration: AppAcceleration::Off,
+        interception: Interception::Redirect,
         owner_groups: GroupCapture::AllBut(BTreeSet::new()),
         direct_loopback: LoopbackRange::default(),
     };
@@ -246,6 +247,21 @@ fn reads_port_and_range_annotations_as_istio_does() {
             "an application whose reads may skip TCP too",
             &[(ACCELERATE, " reads-and-writes ")],
             |policy| policy.app_acceleration = AppAcceleration::ReadsAndWrites,
+        ),
+        case("the client's own address", &[(MODE, "TPROXY")], |policy| {
+            policy.interception = Interception::Tproxy;
+        }),
+        case(
+            "the same by the proxy's configuration",
+            &[(CONFIG, "interceptionMode: TPROXY")],
+            |policy| {
+                policy.interception = Interception::Tproxy;
+            },
+        ),
+        case(
+            "the annotation beats the proxy's configuration: REDIRECT",
+            &[(CONFIG, "interceptionMode: TPROXY"), (MODE, "REDIRECT")],
+            |_| (),
         ),
         case(
             "interfaces left out",
@@ -414,26 +430,20 @@ fn leaves_alone_what_it_would_capture_wrongly() {
     }
     let cases = [
         Case {
-            name: "TPROXY",
-            annotations: &[(MODE, "TPROXY")],
-            is_accelerated: false,
-            noticed: &[MODE],
-        },
-        Case {
             name: "NONE",
             annotations: &[(MODE, "NONE")],
             is_accelerated: false,
             noticed: &[],
         },
         Case {
-            name: "TPROXY by the proxy's configuration",
-            annotations: &[(CONFIG, "interceptionMode: TPROXY")],
+            name: "NONE by the proxy's configuration",
+            annotations: &[(CONFIG, "interceptionMode: NONE")],
             is_accelerated: false,
-            noticed: &[MODE],
+            noticed: &[],
         },
         Case {
             name: "the annotation beats the proxy's configuration",
-            annotations: &[(CONFIG, "interceptionMode: TPROXY"), (MODE, "REDIRECT")],
+            annotations: &[(CONFIG, "interceptionMode: NONE"), (MODE, "REDIRECT")],
             is_accelerated: true,
             noticed: &[],
         },

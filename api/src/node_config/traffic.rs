@@ -31,6 +31,8 @@ pub struct TrafficPolicy {
     pub has_loopback_range: bool,
     /// Ports of the pod whose incoming connections are taken.
     pub inbound_ports: PortCapture,
+    /// Whom the application sees as the client of what arrives.
+    pub interception: Interception,
     /// Which queries to name servers go to the pod's agent. Those that do not, and come by TCP, follow the
     /// rules above.
     pub dns: DnsCapture,
@@ -42,6 +44,17 @@ pub struct TrafficPolicy {
     pub owner_groups: GroupCapture,
     /// Where on loopback nobody's connections are taken, by IPv4.
     pub direct_loopback: LoopbackRange,
+}
+
+/// How what arrives is taken (`sidecar.istio.io/interceptionMode`).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Interception {
+    /// The sidecar dials the application from loopback: what Istio does by default.
+    #[default]
+    Redirect,
+    /// The sidecar dials the application with the address of its client, and the application's answers
+    /// find their way back to it.
+    Tproxy,
 }
 
 /// Groups of users (`ISTIO_OUTBOUND_OWNER_GROUPS`). Only the group that a socket was made as counts.

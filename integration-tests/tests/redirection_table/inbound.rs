@@ -1,5 +1,6 @@
 //! Rows I1 to I6, I8 and T1: what arrives at a pod. I7 is a case of its own.
 
+use crate::dial::Dial;
 use crate::fixture::PROXY;
 use crate::net::{Addr, NO_MAPPED, Place};
 use crate::row::{Row, app, arriving, proxy, row};
@@ -14,28 +15,32 @@ pub(crate) fn rows() -> Vec<Row> {
     [interfaces(), ports()].into_iter().flatten().collect()
 }
 
-/// Row T1: for sidecars that take connections for other addresses, in pods with Istio's routes for them.
+/// Row T1: for sidecars that take connections for other addresses.
 pub(crate) fn tproxy_rows() -> Vec<Row> {
     vec![
         row("T1: the sidecar and the application see the client's own address")
             .annotation("sidecar.istio.io/interceptionMode", "TPROXY")
             .annotation("excludeInboundPorts", "9090")
-            .never_alone("the way back needs marks and routes in the pod, which are Istio's rules")
             .dials([
                 arriving(Addr::Pod, 8080).is_inbound(),
                 arriving(Addr::Pod, 9090).is_direct(),
                 // I3 is a rule of the table that TPROXY comes before.
                 arriving(Addr::Pod, 15008).is_inbound(),
+                proxy(Addr::Pod, 8080).from(Place::Peer).is_inbound(),
                 app(Addr::Vip, 80).is_outbound(),
                 app(Addr::Pod, 8080).is_direct(),
-                // Envoy's `original_src` filter; in this mode it is root.
-                app(Addr::Pod, 8080)
-                    .by(0, PROXY)
-                    .bound_to(Addr::World)
-                    .marked(TPROXY_MARK)
-                    .is_direct(),
+                for_client(Addr::World).is_direct(),
+                for_client(Addr::Peer).is_direct(),
             ]),
     ]
+}
+
+/// What Envoy dials with its `original_src` filter; in this mode it is root.
+pub(crate) fn for_client(client: Addr) -> Dial {
+    app(Addr::Pod, 8080)
+        .by(0, PROXY)
+        .bound_to(client)
+        .marked(TPROXY_MARK)
 }
 
 fn interfaces() -> Vec<Row> {

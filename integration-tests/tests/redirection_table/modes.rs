@@ -31,6 +31,7 @@ pub(crate) struct Redirection<'a> {
     agent: Option<Agent>,
     /// Configurations so far: their pods have names of their own, by which their loading shows.
     generation: u32,
+    ways_back: Option<IstiosWayBack<'a>>,
 }
 
 impl<'a> Redirection<'a> {
@@ -43,6 +44,7 @@ impl<'a> Redirection<'a> {
             mode,
             agent,
             generation: 0,
+            ways_back: None,
         }
     }
 
@@ -56,6 +58,10 @@ impl<'a> Redirection<'a> {
                 let rules = self.istio.rules(&settings.istio_config());
                 install(pod, &rules.unwrap_or_else(|error| panic!("{error:#}")));
             }
+            if settings.is_tproxy() {
+                self.ways_back
+                    .get_or_insert_with(|| IstiosWayBack::make(&self.net.pod));
+            }
         }
         self.generation += 1;
         let names = ["pod", "peer"].map(|name| format!("default/{name}-{}", self.generation));
@@ -67,6 +73,42 @@ impl<'a> Redirection<'a> {
         let left_alone = agent.apply(&names, &pods);
         left_alone.unwrap_or_else(|error| panic!("{error:#}"))
     }
+}
+
+/// What Istio adds beside its rules in TPROXY mode (`tools/common/tproxy`). Dropping it removes it.
+pub(crate) struct IstiosWayBack<'a> {
+    pod: &'a Pod,
+}
+
+impl<'a> IstiosWayBack<'a> {
+    pub(crate) fn make(pod: &'a Pod) -> Self {
+        let made = Self { pod };
+        made.change("add");
+        made
+    }
+
+    fn change(&self, verb: &str) {
+        let route = ["local", "default", "dev", "lo", "table", "133"];
+        for family in ["-4", "-6"] {
+            let rule = [family, "rule", verb, "fwmark", "1337", "lookup", "133"];
+            self.pod.ip(&rule);
+            self.pod
+                .ip(&[&[family, "route", verb], &route[..]].concat());
+        }
+    }
+}
+
+impl Drop for IstiosWayBack<'_> {
+    fn drop(&mut self) {
+        self.change("del");
+    }
+}
+
+/// How an agent ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum End {
+    Asked,
+    Killed,
 }
 
 /// The accelerator's own program, with a file of its own.
@@ -123,6 +165,21 @@ impl Agent {
                 .map(|row| format!("{}: {}", row["name"], row["reason"]));
             Ok(reasons.reduce(|all, one| format!("{all}; {one}")))
         })
+    }
+
+    /// Ends it, gently or not, and takes out what it has loaded.
+    pub(crate) fn end(self, end: End) -> Result<()> {
+        let Self {
+            mut process,
+            fixture,
+            ..
+        } = self;
+        match end {
+            End::Asked => process.terminate()?,
+            End::Killed => process.kill()?,
+        };
+        drop(fixture);
+        Ok(())
     }
 
     fn status(&self) -> Result<Value> {

@@ -12,6 +12,7 @@ use crate::{v4_mapped, v4_of};
 mod families;
 mod interfaces;
 mod preparing;
+mod tproxy;
 
 const CLIENT: u64 = 11;
 const SERVER: u64 = 22;

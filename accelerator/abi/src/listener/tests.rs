@@ -192,6 +192,12 @@ fn follows_istios_inbound_chain() {
             from(to(8080), v4_mapped([198, 18, 0, 2])),
             None,
         ),
+        case(
+            "T1: excluded ports",
+            tproxy(),
+            to(15_021),
+            Some(PortNotCaptured),
+        ),
     ];
     for Case {
         name,
@@ -201,6 +207,30 @@ fn follows_istios_inbound_chain() {
     } in cases
     {
         let expected = pass.map_or(InboundVerdict::Steer, InboundVerdict::Pass);
+        assert_eq!(decide_inbound(&arrival, &rules), expected, "{name}");
+    }
+}
+
+#[test]
+fn what_a_proxy_dials_for_its_client_looks_like_the_client() {
+    use InboundVerdict::{Steer, SteerUnlessDialledHere};
+    let to_v6 = Arrival {
+        local: POD_V6,
+        remote: CLIENT_V6,
+        ..to(8080)
+    };
+    let cases = [
+        ("IPv4", tproxy(), to(8080), SteerUnlessDialledHere),
+        (
+            "the tunnel too",
+            tproxy(),
+            to(15_008),
+            SteerUnlessDialledHere,
+        ),
+        ("IPv6", tproxy(), to_v6, SteerUnlessDialledHere),
+        ("no TPROXY", all_but(&[]), to_v6, Steer),
+    ];
+    for (name, rules, arrival, expected) in cases {
         assert_eq!(decide_inbound(&arrival, &rules), expected, "{name}");
     }
 }
@@ -247,6 +277,12 @@ fn all_but(ports: &[u16]) -> Loaded {
         RuleList::EXCLUDE_INBOUND,
         ports,
     )
+}
+
+fn tproxy() -> Loaded {
+    let flags = PodConfig::istio_default().flags.with(PodFlags::IPV6);
+    let flags = flags.with(PodFlags::TPROXY);
+    loaded(flags, RuleList::EXCLUDE_INBOUND, &[15_021])
 }
 
 fn only(ports: &[u16]) -> Loaded {

@@ -8,6 +8,14 @@ use super::*;
 
 mod properties;
 
+const RELINKED: &[&str] = &[
+    "-pod 1",
+    "-netns 1",
+    "+pod 1, preparing",
+    "+netns 1",
+    "+pod 1",
+];
+
 #[test]
 #[allow(clippy::too_many_lines, reason = "a table, one case after the other")]
 fn orders_operations() {
@@ -28,6 +36,10 @@ fn orders_operations() {
     };
     let with_dns = PodConfig {
         flags: PodConfig::istio_default().flags.with(PodFlags::DNS),
+        ..PodConfig::istio_default()
+    };
+    let tproxy = PodConfig {
+        flags: PodConfig::istio_default().flags.with(PodFlags::TPROXY),
         ..PodConfig::istio_default()
     };
     let (exclude, include) = (RuleList::EXCLUDE_OUTBOUND, RuleList::INCLUDE_OUTBOUND);
@@ -149,6 +161,33 @@ fn orders_operations() {
             loaded: preparing(steered(policy(&[]))),
             desired: steered(policy(&[])),
             ops: &["-pod 1", "+pod 1"],
+        },
+        Case {
+            name: "the sidecar dials for its clients from here on: what is linked changes",
+            loaded: steered(policy(&[])),
+            desired: steered(pod(1, tproxy, &[], &[1])),
+            ops: RELINKED,
+        },
+        Case {
+            name: "and no longer",
+            loaded: steered(pod(1, tproxy, &[], &[1])),
+            desired: steered(policy(&[])),
+            ops: RELINKED,
+        },
+        Case {
+            name: "it does, and an agent was killed over that",
+            loaded: preparing(steered(pod(1, tproxy, &[], &[1]))),
+            desired: steered(pod(1, tproxy, &[], &[1])),
+            ops: RELINKED,
+        },
+        Case {
+            name: "nothing says what a link without a pod was for",
+            loaded: State {
+                pods: BTreeMap::new(),
+                ..steered(policy(&[]))
+            },
+            desired: steered(policy(&[])),
+            ops: &RELINKED[1..],
         },
         Case {
             name: "a pod asks for what arrives, from here on",

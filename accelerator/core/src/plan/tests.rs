@@ -23,6 +23,7 @@ fn turns_a_policy_into_entries() {
         ),
         ipv6: Ipv6Capture::WithAddress,
         app_acceleration: AppAcceleration::Off,
+        interception: Interception::Redirect,
         owner_groups: GroupCapture::Only([2000].into()),
         direct_loopback: LoopbackRange::parse("127.0.0.0/8").expect("a range"),
         exclude_interfaces: ["net+".to_owned()].into(),
@@ -407,6 +408,7 @@ fn policy() -> TrafficPolicy {
         inbound_ports: PortCapture::AllBut([15020, 15021, 15090].into()),
         ipv6: Ipv6Capture::WithAddress,
         app_acceleration: AppAcceleration::Off,
+        interception: Interception::Redirect,
         owner_groups: GroupCapture::default(),
         direct_loopback: LoopbackRange::default(),
     }
@@ -456,4 +458,20 @@ fn dns_is_left_alone_taken_from_its_servers_or_taken_whole() {
         (false, true, false, [key].into())
     );
     assert_eq!(of(DnsCapture::All), (false, true, true, BTreeSet::new()));
+}
+
+#[test]
+fn a_sidecar_that_dials_for_its_clients_is_told_to_the_programs() {
+    for interception in [Interception::Redirect, Interception::Tproxy] {
+        let pod = ResolvedPod {
+            policy: TrafficPolicy {
+                interception,
+                ..policy()
+            },
+            ..resolved(7, &[])
+        };
+        let flags = plan(&named(&[("default/a", pod)])).state.pods[&7].flags;
+        let is_tproxy = interception == Interception::Tproxy;
+        assert_eq!(flags.has(PodFlags::TPROXY), is_tproxy, "{interception:?}");
+    }
 }

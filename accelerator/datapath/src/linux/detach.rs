@@ -67,19 +67,22 @@ impl DetachReport {
 
 /// Removes programs, links, maps, pins and directories. With nothing there, it does nothing.
 ///
-/// New connections are left alone first; then nothing skips TCP any more; then, bounded, proxies and
+/// What was made in the namespaces of pods goes, and new connections are left alone; then nothing skips TCP any more; then, bounded, proxies and
 /// readers get the time that they need; then the rest goes. The BPF filesystem stays mounted. `progress`
 /// is told once a second what is still to be read.
 ///
 /// # Errors
 ///
-/// Returns [`DatapathError::Kernel`] for what could not be removed; calling it again goes on.
+/// Returns [`DatapathError::Kernel`] for what could not be removed; calling it again goes on. Returns
+/// [`DatapathError::WayBack`] when everything but that is gone.
 pub fn detach(
     pin_dir: &Path,
     patience: &Patience,
     progress: &mut dyn FnMut(Unread),
 ) -> Result<DetachReport, DatapathError> {
     let installation = Installation::at(pin_dir);
+    // First, since it is found by the links. What fails here keeps nothing else from going.
+    let withdrawn = installation.withdraw_ways_back();
     installation.unhook(Duty::NewTraffic)?;
     installation.stop_skipping_tcp()?;
     let stopped = Instant::now();
@@ -106,6 +109,7 @@ pub fn detach(
         })?;
     }
     installation.remove()?;
+    withdrawn?;
     Ok(DetachReport { sockets, unread })
 }
 

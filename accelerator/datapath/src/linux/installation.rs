@@ -11,6 +11,7 @@ use isthmus_accel_abi::{SettingsMode, map, program};
 
 use super::{
     maps::RawMap,
+    netns,
     pins::Pins,
     sys::{self, LinkFacts},
 };
@@ -114,6 +115,17 @@ impl Installation {
             count += 1;
         }
         Ok(count)
+    }
+
+    /// Removes what was made in the namespaces of pods; returns the first failure behind all of them.
+    ///
+    /// Call it before the links go, by which the namespaces are found.
+    pub(crate) fn withdraw_ways_back(&self) -> Result<(), DatapathError> {
+        let mut outcome = Ok(());
+        for cookie in netns::attached(&self.pins)? {
+            outcome = outcome.and(netns::withdraw_way_back(&self.pins, cookie, None));
+        }
+        outcome
     }
 
     /// Makes every message go by TCP from here on, and keeps new sockets out of the sockmap.
@@ -264,6 +276,7 @@ mod tests {
             let facts = LinkFacts {
                 program_id: 1,
                 attach_type,
+                netns_inode: None,
             };
             assert_eq!(Duty::of(&facts), duty, "{name}");
         }

@@ -8,6 +8,8 @@
 //! An instance knows the cookie of its namespace by a constant of its own; the maps are shared. The
 //! kernel empties the link when the namespace goes; the pin stays until somebody removes it.
 
+mod files;
+
 use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
@@ -22,7 +24,7 @@ use std::{
 };
 
 use aya::EbpfLoader;
-use isthmus_accel_abi::{ListenerKey, global, program};
+use isthmus_accel_abi::{ListenerKey, PodConfig, PodFlags, global, program};
 
 use super::{
     load,
@@ -31,6 +33,7 @@ use super::{
     pins::Pins,
     sys::{self, AttachType},
     version::Version,
+    way_back::{self, Families, WayBackError},
 };
 use crate::{DatapathError, netns_cookie};
 
@@ -74,6 +77,61 @@ pub(crate) fn detach(
         listeners.remove(&key)?;
     }
     Ok(())
+}
+
+/// Tells whether a pod's sidecar dials for its clients (T1).
+pub(crate) fn needs_way_back(config: &PodConfig) -> bool {
+    config.flags.has(PodFlags::TPROXY)
+}
+
+/// Makes the way back to such a sidecar, or what is missing of it.
+pub(crate) fn establish_way_back(
+    cookie: u64,
+    path: &Path,
+    config: &PodConfig,
+) -> Result<(), DatapathError> {
+    let families = if config.flags.has(PodFlags::IPV6) {
+        Families::Both
+    } else {
+        Families::V4
+    };
+    in_namespace(cookie, path, |_| {
+        way_back::establish_here(families).map_err(no_way_back("made", path))
+    })
+    .map(drop)
+}
+
+/// Removes it from the namespace of a link. Where that is, is known or looked for among all namespaces that
+/// have a file; one that has none, nobody can enter.
+pub(crate) fn withdraw_way_back(
+    pins: &Pins,
+    cookie: u64,
+    known: Option<&Path>,
+) -> Result<(), DatapathError> {
+    let pin = pins.netns_link(cookie);
+    let Ok(link) = sys::open_pinned(&pin) else {
+        return Ok(());
+    };
+    let facts = sys::link_facts(link.as_fd()).map_err(failed("asking about", &pin))?;
+    let Some(path) = facts
+        .netns_inode
+        .and_then(|inode| files::find(inode, known))
+    else {
+        return Ok(());
+    };
+    in_namespace(cookie, &path, |_| {
+        way_back::withdraw_here().map_err(no_way_back("removed", &path))
+    })
+    .map(drop)
+}
+
+fn no_way_back(action: &'static str, netns: &Path) -> impl FnOnce(WayBackError) -> DatapathError {
+    let netns = netns.to_owned();
+    move |source| DatapathError::WayBack {
+        action,
+        netns,
+        source,
+    }
 }
 
 /// Looks for the listeners of a pod of which none is known: of one that began to listen before, or

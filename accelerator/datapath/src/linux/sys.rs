@@ -62,6 +62,8 @@ pub(crate) struct LinkFacts {
     pub(crate) program_id: u32,
     /// Number of the hook, for links to a cgroup or a network namespace.
     pub(crate) attach_type: Option<u32>,
+    /// Inode of the network namespace that it is linked to, while that is there.
+    pub(crate) netns_inode: Option<u64>,
 }
 
 /// What the kernel says about a map.
@@ -462,6 +464,7 @@ pub(crate) fn link_facts(link: BorrowedFd<'_>) -> io::Result<LinkFacts> {
     Ok(LinkFacts {
         program_id: info[2],
         attach_type,
+        netns_inode: (info[0] == NETNS && info[4] != 0).then_some(info[4].into()),
     })
 }
 

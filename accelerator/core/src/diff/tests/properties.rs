@@ -241,8 +241,9 @@ fn any_state() -> impl Strategy<Value = State> {
             PodFlags::DNS,
             PodFlags::DNS_ALL,
             PodFlags::INTERFACES_EXCLUDED,
+            PodFlags::TPROXY,
         ],
-        0..=8,
+        0..=9,
     );
     let config = (prop::sample::select(vec![PROXY, APP]), flags).prop_map(|(proxy_uid, flags)| {
         let flags = flags.into_iter().fold(PodFlags::NONE, PodFlags::with);
