@@ -293,3 +293,6 @@ fn refusal(body: &[u8]) -> io::Result<Option<io::Error>> {
     let error = i32::from_ne_bytes(*bytes);
     Ok((error != 0).then(|| io::Error::from_raw_os_error(error.wrapping_neg())))
 }
+
+#[cfg(test)]
+mod tests;

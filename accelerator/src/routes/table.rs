@@ -1,4 +1,4 @@
-//! The bytes of a dump of routes: the request, and what the kernel answers (rtnetlink(7)).
+//! The main table, from the routes of a dump (rtnetlink(7)).
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -8,56 +8,33 @@ use std::{
 
 use isthmus_accel_abi::LOOPBACK_IFINDEX;
 use isthmus_accel_core::{MAX_ROUTES_PER_POD, Routes};
+use isthmus_accel_datapath::netlink::{
+    Appetite, Request, attribute, behind, malformed, u16_at, u32_at,
+};
 use isthmus_api::node_config::IpRange;
 use nix::libc::{
-    AF_INET, AF_INET6, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
-    RT_TABLE_MAIN, RTA_DST, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTM_F_CLONED,
-    RTM_GETROUTE, RTM_NEWROUTE, RTN_BLACKHOLE, RTN_LOCAL, RTN_PROHIBIT, RTN_THROW, RTN_UNICAST,
-    RTN_UNREACHABLE,
+    AF_INET, AF_INET6, RT_TABLE_MAIN, RTA_DST, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_TABLE,
+    RTM_F_CLONED, RTM_GETROUTE, RTM_NEWROUTE, RTN_BLACKHOLE, RTN_LOCAL, RTN_PROHIBIT, RTN_THROW,
+    RTN_UNICAST, RTN_UNREACHABLE,
 };
 
-/// Routes of all tables that a dump may have: the kernel leaves out none. Forty times what a pod may have
-/// in its main table.
-const MAX_MESSAGES: usize = 20_000;
-
-/// Sizes of `struct nlmsghdr`, `rtmsg`, `rtattr` and `rtnexthop` (Linux, `include/uapi/linux`).
-const HEADER_BYTES: usize = 16;
+/// Sizes of `struct rtmsg` and `rtnexthop` (Linux, `include/uapi/linux`).
 const ROUTE_BYTES: usize = 12;
-const ATTRIBUTE_BYTES: usize = 4;
 const NEXT_HOP_BYTES: usize = 8;
 
 /// Flag of a next hop, and of a route that has one only: its interface is down.
 const RTNH_F_DEAD: u32 = 1;
 
-/// Bits of an attribute's type that are not flags (`NLA_TYPE_MASK`).
-const ATTRIBUTE_TYPE: u16 = 0x3fff;
-
 /// Returns the message that asks for all routes of a family.
-pub(super) fn request(family: u8) -> Vec<u8> {
-    let length = u32::try_from(HEADER_BYTES + ROUTE_BYTES).expect("a small number");
-    let flags = u16::try_from(NLM_F_REQUEST | NLM_F_DUMP).expect("bits of 16");
-    let mut message = Vec::new();
-    message.extend(length.to_ne_bytes());
-    message.extend(RTM_GETROUTE.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    // Number and port, which a single question needs not.
-    message.extend([0; 8]);
-    message.push(family);
-    message.resize(HEADER_BYTES + ROUTE_BYTES, 0);
-    message
-}
-
-/// Whether a dump has ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Progress {
-    More,
-    Done,
+pub(super) fn request(family: u8) -> Request {
+    let mut fixed = [0; ROUTE_BYTES];
+    fixed[0] = family;
+    Request::dump(RTM_GETROUTE, &fixed)
 }
 
 /// The main table as it comes in.
 #[derive(Debug, Default)]
-pub(super) struct Dump {
-    messages: usize,
+pub(super) struct Table {
     routes: BTreeMap<IpRange, Route>,
 }
 
@@ -67,44 +44,24 @@ struct Route {
     metric: u32,
 }
 
-impl Dump {
-    /// Takes in one datagram. Ends early with one route more than a pod may have.
+impl Table {
+    /// Takes in one message. Has enough with one route more than a pod may have.
     ///
     /// # Errors
     ///
-    /// Returns what the kernel answers, `Interrupted` if the table changed while it was read, and
-    /// `InvalidData` for what is no message.
-    pub(super) fn handle(&mut self, mut datagram: &[u8]) -> io::Result<Progress> {
-        while !datagram.is_empty() {
-            let (header, body, rest) = message(datagram).ok_or_else(malformed)?;
-            datagram = rest;
-            if header.flags & NLM_F_DUMP_INTR != 0 {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            match header.kind {
-                NLMSG_DONE => return Ok(Progress::Done),
-                NLMSG_ERROR => {
-                    let error = i32_at(body, 0).ok_or_else(malformed)?;
-                    return Err(io::Error::from_raw_os_error(error.wrapping_neg()));
-                }
-                kind if kind == i32::from(RTM_NEWROUTE) => {
-                    let message = RouteMessage::parse(body).ok_or_else(malformed)?;
-                    if let Some((range, route)) = message.into_route() {
-                        self.add(range, route);
-                    }
-                }
-                _ => {}
-            }
-            self.messages += 1;
-            if self.messages > MAX_MESSAGES {
-                let error = format!("it has more than {MAX_MESSAGES} routes in all tables");
-                return Err(io::Error::other(error));
-            }
-            if self.routes.len() > MAX_ROUTES_PER_POD {
-                return Ok(Progress::Done);
+    /// Returns `InvalidData` for what is no route message.
+    pub(super) fn take(&mut self, kind: u16, body: &[u8]) -> io::Result<Appetite> {
+        if kind == RTM_NEWROUTE {
+            let message = RouteMessage::parse(body).ok_or_else(malformed)?;
+            if let Some((range, route)) = message.into_route() {
+                self.add(range, route);
             }
         }
-        Ok(Progress::More)
+        Ok(if self.routes.len() > MAX_ROUTES_PER_POD {
+            Appetite::Enough
+        } else {
+            Appetite::More
+        })
     }
 
     // The lowest metric is the kernel's choice. Among equals it may choose any.
@@ -130,22 +87,6 @@ impl Dump {
             .map(|(range, route)| (range, route.interfaces))
             .collect()
     }
-}
-
-struct Header {
-    flags: i32,
-    kind: i32,
-}
-
-// A message's header and body, and what comes behind it.
-fn message(datagram: &[u8]) -> Option<(Header, &[u8], &[u8])> {
-    let length = usize::try_from(u32_at(datagram, 0)?).ok()?;
-    let header = Header {
-        kind: u16_at(datagram, 4)?.into(),
-        flags: u16_at(datagram, 6)?.into(),
-    };
-    let body = datagram.get(HEADER_BYTES..length)?;
-    Some((header, body, behind(datagram, length)))
 }
 
 /// A route message, as far as it matters here.
@@ -218,14 +159,6 @@ impl RouteMessage {
     }
 }
 
-// An attribute's type and value, and what comes behind it.
-fn attribute(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = usize::from(u16_at(bytes, 0)?);
-    let name = u16_at(bytes, 2)? & ATTRIBUTE_TYPE;
-    let value = bytes.get(ATTRIBUTE_BYTES..length)?;
-    Some((name, value, behind(bytes, length)))
-}
-
 fn next_hops(mut bytes: &[u8]) -> Option<BTreeSet<u32>> {
     let mut interfaces = BTreeSet::new();
     while !bytes.is_empty() {
@@ -238,11 +171,6 @@ fn next_hops(mut bytes: &[u8]) -> Option<BTreeSet<u32>> {
         bytes = behind(bytes, length);
     }
     Some(interfaces)
-}
-
-// Everything is aligned to four bytes, except for the end of the last one.
-fn behind(bytes: &[u8], length: usize) -> &[u8] {
-    bytes.get(length.next_multiple_of(4)..).unwrap_or_default()
 }
 
 fn unspecified(family: u8) -> Option<IpAddr> {
@@ -264,26 +192,6 @@ fn address(family: u8, bytes: &[u8]) -> Option<IpAddr> {
 // Every interface has a route for it, and what goes there is not captured.
 fn is_link_local(addr: IpAddr) -> bool {
     matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local())
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u16::from_ne_bytes(*bytes))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u32::from_ne_bytes(*bytes))
-}
-
-fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(i32::from_ne_bytes(*bytes))
-}
-
-fn malformed() -> io::Error {
-    let text = "the kernel's answer about routes is not understood";
-    io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
 #[cfg(test)]
