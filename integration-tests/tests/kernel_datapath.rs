@@ -30,6 +30,8 @@ mod foreign;
 mod full_maps;
 #[path = "kernel_datapath/inbound.rs"]
 mod inbound;
+#[path = "kernel_datapath/leaving.rs"]
+mod leaving;
 #[path = "kernel_datapath/lifecycle.rs"]
 mod lifecycle;
 #[path = "kernel_datapath/listeners.rs"]

@@ -21,7 +21,7 @@ use std::{
 };
 
 use fixture::{APP, Fixture, PROXY, Pod, VIP};
-use isthmus_accel_abi::{Hop, PodFlags};
+use isthmus_accel_abi::{Counter, Hop, PodFlags};
 use run::{Outcome, Route, start};
 use scenario::{Dice, Ending, Scenario};
 
@@ -66,7 +66,11 @@ fn every_stream_is_the_one_of_plain_tcp() {
         );
         bytes += stats.bytes_redirected;
     }
-    eprintln!("{CONNECTIONS} connections, {bytes} bytes of them skipped TCP");
+    let left = fixture.counter(Counter::SocketsLeft);
+    assert!(left > 0, "it is tested too that sockets leave the sockmap");
+    eprintln!(
+        "{CONNECTIONS} connections, {bytes} bytes of them skipped TCP, {left} sockets left the sockmap"
+    );
 }
 
 /// The same scenarios over plain TCP and over the sockmap, both directions of it.

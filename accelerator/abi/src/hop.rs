@@ -165,11 +165,13 @@ pub enum PassReason {
     /// The writer has ended its direction, or the connection has: TCP answers with an error, and a redirect would
     /// deliver the bytes behind the end.
     WriterHasEnded = 13,
+    /// The reader sends in bulk, by TCP, and wants to leave the sockmap: nothing may be parked there any more.
+    ReaderLeaves = 14,
 }
 
 impl PassReason {
     /// Number of reasons.
-    pub const COUNT: usize = 14;
+    pub const COUNT: usize = 15;
 
     /// Every reason, by index.
     pub const ALL: [Self; Self::COUNT] = [
@@ -187,6 +189,7 @@ impl PassReason {
         Self::ReaderHasLowWaterMark,
         Self::PodBudgetSpent,
         Self::WriterHasEnded,
+        Self::ReaderLeaves,
     ];
 
     /// Returns the name that `status`, metrics and documents use.
@@ -207,6 +210,7 @@ impl PassReason {
             Self::ReaderHasLowWaterMark => "reader_has_low_water_mark",
             Self::PodBudgetSpent => "pod_budget_spent",
             Self::WriterHasEnded => "writer_has_ended",
+            Self::ReaderLeaves => "reader_leaves",
         }
     }
 
@@ -262,7 +266,7 @@ impl HopStats {
 }
 
 const _: () = assert!(size_of::<HopKey>() == 16);
-const _: () = assert!(size_of::<HopStats>() == 256);
+const _: () = assert!(size_of::<HopStats>() == 272);
 
 /// Events of the whole node. The number is an index into `COUNTERS`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
@@ -290,11 +294,13 @@ pub enum Counter {
     InboundRefused = 9,
     /// A listener did not get into `LISTENERS`: another program owns the socket.
     ListenersRefused = 10,
+    /// A socket left `SOCKETS` before it was closed: both of its directions had gone over to TCP.
+    SocketsLeft = 11,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 11;
+    pub const COUNT: u32 = 12;
 
     /// Every counter, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -309,6 +315,7 @@ impl Counter {
         Self::InboundSteered,
         Self::InboundRefused,
         Self::ListenersRefused,
+        Self::SocketsLeft,
     ];
 
     /// Returns the name that `status`, metrics and documents use.
@@ -326,6 +333,7 @@ impl Counter {
             Self::InboundSteered => "inbound_steered",
             Self::InboundRefused => "inbound_refused",
             Self::ListenersRefused => "listeners_refused",
+            Self::SocketsLeft => "sockets_left",
         }
     }
 

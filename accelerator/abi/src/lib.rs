@@ -58,10 +58,10 @@ pub use listener::{
     LOOPBACK_IFINDEX, ListenerKey, ListenerKind, decide_inbound,
 };
 pub use names::{ABI_VERSION, global, map, program};
-pub use parked::{Parked, ParkedSum, PodParked, bpf_spin_lock};
+pub use parked::{Leave, Parked, ParkedSum, PodParked, bpf_spin_lock};
 pub use pod::{PodConfig, PodFlags};
 pub use rules::{CIDR_DATA_BITS, CidrKey, GroupKey, PortKey, RULE_PRESENT, RuleList};
 pub use socket::{
-    End, EndFlags, FlowMode, Handshake, OriginalDst, Sequences, Settings, SettingsMode, SockKey,
-    SocketFlags, SocketState, TupleEntry,
+    BULK_MESSAGES, End, EndFlags, FlowMode, Handshake, LARGE_MESSAGE_BYTES, OriginalDst, Sequences,
+    Settings, SettingsMode, SockKey, SocketFlags, SocketState, TupleEntry,
 };

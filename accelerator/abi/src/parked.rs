@@ -60,8 +60,36 @@ pub struct Parked {
     pub messages: u32,
     /// Not zero once the reader has closed: nobody may charge it any more.
     pub is_closed: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// How far the reader is on its way out of the sockmap.
+    pub leave: Leave,
+}
+
+/// Bits of [`Parked::leave`].
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Leave(u32);
+
+impl Leave {
+    /// The reader stays.
+    pub const NONE: Self = Self(0);
+    /// The reader sends in bulk, by TCP: whoever writes to it shall do so too.
+    pub const IS_WANTED: Self = Self(1);
+    /// Whoever writes to the reader uses TCP for good, and all that it has redirected is in the queue.
+    pub const IS_SAFE: Self = Self(1 << 1);
+
+    /// Tells whether every bit of `other` is set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Returns both sets together.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 }
 
 impl PodParked {
@@ -86,7 +114,7 @@ impl Parked {
             bytes: 0,
             messages: 0,
             is_closed: 0,
-            reserved: 0,
+            leave: Leave::NONE,
         }
     }
 
@@ -104,6 +132,9 @@ impl Parked {
     ) -> Result<(), PassReason> {
         if self.is_closed != 0 {
             return Err(PassReason::PeerGone);
+        }
+        if self.leave.has(Leave::IS_WANTED) {
+            return Err(PassReason::ReaderLeaves);
         }
         self.settle(sum, queued_bytes);
         if self.messages >= MAX_PARKED_MESSAGES {

@@ -146,6 +146,8 @@ impl SocketFlags {
     pub const READER_OPTED_IN: Self = Self(1 << 3);
     /// The entry of this end, which has connected, is under [`SocketState::sequences`].
     pub const FILED_BY_SEQUENCES: Self = Self(1 << 4);
+    /// This socket was in the sockmap and has left it.
+    pub const HAS_LEFT: Self = Self(1 << 5);
 
     /// Tells whether every bit of `other` is set.
     #[must_use]
@@ -184,6 +186,8 @@ pub struct SocketState {
     pub started_ns: u64,
     /// Bytes that this socket has sent past TCP.
     pub bytes_redirected: u64,
+    /// Bytes of it that TCP had seen acknowledged when it left the sockmap, if [`SocketFlags::HAS_LEFT`].
+    pub bytes_when_left: u64,
     /// Numbers that the other end is to be found by, if [`SocketFlags::FILED_BY_SEQUENCES`].
     pub sequences: Sequences,
     /// Hop of what this socket sends.
@@ -191,10 +195,17 @@ pub struct SocketState {
     /// What is known about this socket.
     pub flags: SocketFlags,
     /// What has set [`SocketFlags::SLOW`]: a [`crate::PassReason::index`] + 1, 0 if nothing has.
-    pub on_tcp_because: u32,
-    /// Always zero.
-    pub reserved: u32,
+    pub on_tcp_because: u16,
+    /// How much TCP has carried in bulk of late: see [`SocketState::is_bulk_with`].
+    pub large_messages: u16,
+    /// Thread that has redirected, 0 if none has, [`SocketState::SEVERAL_THREADS`] if more than one.
+    pub thread: u32,
 }
+
+/// Least size in bytes of a message that counts as large.
+pub const LARGE_MESSAGE_BYTES: u32 = 16 << 10;
+/// Large messages by TCP, less the small ones between them, after which a socket is one of bulk traffic.
+pub const BULK_MESSAGES: u16 = 64;
 
 impl SocketState {
     /// Returns the state of a socket that has sent nothing yet and is not in the sockmap.
@@ -216,6 +227,7 @@ impl SocketState {
             peer_cookie: 0,
             started_ns: 0,
             bytes_redirected: 0,
+            bytes_when_left: 0,
             sequences: Sequences {
                 dialler: 0,
                 acceptor: 0,
@@ -223,8 +235,54 @@ impl SocketState {
             hop,
             flags,
             on_tcp_because: 0,
-            reserved: 0,
+            large_messages: 0,
+            thread: 0,
         }
+    }
+
+    /// [`Self::thread`] of a socket that several threads have used.
+    pub const SEVERAL_THREADS: u32 = u32::MAX;
+
+    /// Remembers who redirects a message.
+    #[inline]
+    pub fn redirects_by(&mut self, thread: u32) {
+        self.thread = if self.thread == 0 || self.thread == thread {
+            thread
+        } else {
+            Self::SEVERAL_THREADS
+        };
+    }
+
+    /// Tells whether everything that this socket has redirected has reached the reader's queue, asked by a
+    /// thread that is about to write. The kernel hands a message over after it has run the program and has let
+    /// go of the lock (Linux, `tcp_bpf_send_verdict`), so only whoever has redirected all of them knows.
+    #[must_use]
+    #[inline]
+    pub const fn has_handed_over(&self, thread: u32) -> bool {
+        self.thread == 0 || self.thread == thread
+    }
+
+    /// Counts a message of `size_bytes` that TCP carries, and tells whether the socket has just turned out to be
+    /// one of bulk traffic.
+    #[inline]
+    pub fn is_bulk_with(&mut self, size_bytes: u32) -> bool {
+        if self.large_messages >= BULK_MESSAGES {
+            return false;
+        }
+        self.large_messages = if size_bytes >= LARGE_MESSAGE_BYTES {
+            self.large_messages + 1
+        } else {
+            self.large_messages.saturating_sub(1)
+        };
+        self.large_messages == BULK_MESSAGES
+    }
+
+    /// Tells whether the other end may ever redirect a message to this one.
+    #[must_use]
+    #[inline]
+    pub fn may_be_redirected_to(&self) -> bool {
+        // An application has opted in for both ends: they are of its pod.
+        self.hop.reverse().is_read_by_proxy() || self.flags.has(SocketFlags::READER_OPTED_IN)
     }
 }
 
@@ -309,6 +367,9 @@ const _: () = assert!(align_of::<SockKey>() == 8);
 const _: () = assert!(size_of::<Sequences>() == 8);
 const _: () = assert!(size_of::<OriginalDst>() == 24);
 const _: () = assert!(size_of::<TupleEntry>() == 64);
-const _: () = assert!(size_of::<SocketState>() == 144);
+const _: () = assert!(size_of::<SocketState>() == 152);
 const _: () = assert!(size_of::<End>() == 32);
 const _: () = assert!(size_of::<Settings>() == 8);
+
+#[cfg(test)]
+mod tests;

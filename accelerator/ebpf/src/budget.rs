@@ -53,14 +53,14 @@ pub fn close(own: &SockKey) {
 
 /// What to do about a reader without an account.
 #[derive(Clone, Copy)]
-enum Missing {
+pub enum Missing {
     Made,
     Passed,
 }
 
 /// Runs `change` under the lock of the reader's pod; `None` if there is no account, or no room for one.
 #[inline(always)]
-fn with_account<T>(
+pub fn with_account<T>(
     reader: &SockKey,
     missing: Missing,
     change: impl FnOnce(&mut Parked, &mut ParkedSum) -> T,

@@ -62,6 +62,17 @@ pub fn count_message(state: &SocketState, size: u32, outcome: Result<(), PassRea
     }
 }
 
+/// Counts bytes that TCP carried for a socket which is not in the sockmap any more.
+#[inline(always)]
+pub fn count_bytes(state: &SocketState, bytes: u64) {
+    let key = HopKey::new(state.netns_cookie, state.hop);
+    let stats = row(&HOP_STATS, &key, &NO_STATS);
+    if !stats.is_null() {
+        // SAFETY: not null, so it is this CPU's value.
+        unsafe { (*stats).bytes_total = (*stats).bytes_total.wrapping_add(bytes) };
+    }
+}
+
 /// Counts the verdict on one connect call.
 #[inline(always)]
 pub fn count_verdict(netns_cookie: u64, verdict: VerdictCode) {

@@ -260,7 +260,7 @@ impl Event {
         // SAFETY: not null, so it is this socket's state, and we run under its lock.
         let state = unsafe { &*state };
         self.0.bytes_redirected = state.bytes_redirected;
-        self.0.on_tcp_because = state.on_tcp_because;
+        self.0.on_tcp_because = state.on_tcp_because.into();
     }
 
     #[inline(always)]

@@ -23,6 +23,7 @@ mod getpeername;
 mod getsockopt;
 mod kernel;
 mod latch;
+mod leave;
 mod listen;
 mod live;
 mod maps;

@@ -8,7 +8,7 @@ use core::ptr::{addr_of, from_mut, read_volatile};
 
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, sk_action::SK_PASS, sk_msg_md},
-    helpers::generated::bpf_msg_redirect_hash,
+    helpers::generated::{bpf_get_current_pid_tgid, bpf_msg_redirect_hash},
     macros::sk_msg,
     programs::SkMsgContext,
 };
@@ -17,7 +17,7 @@ use isthmus_accel_abi::{PassReason, SocketFlags, SocketState};
 use crate::{
     budget,
     counters::count_message,
-    latch,
+    latch, leave,
     maps::{SOCKET_STATE, SOCKETS},
 };
 
@@ -56,14 +56,27 @@ fn message(msg: *mut sk_msg_md) {
     match outcome {
         Ok(()) => {
             state.bytes_redirected = state.bytes_redirected.wrapping_add(size_bytes.into());
+            state.redirects_by(thread());
         }
         Err(reason) => {
             if !state.flags.has(SocketFlags::SLOW) {
-                state.on_tcp_because = reason.index() as u32 + 1;
+                state.on_tcp_because = reason.index() as u16 + 1;
+                state.flags = state.flags.with(SocketFlags::SLOW);
+                if state.has_handed_over(thread()) {
+                    leave::let_reader_go(state);
+                }
             }
-            state.flags = state.flags.with(SocketFlags::SLOW);
+            if state.is_bulk_with(size_bytes) {
+                leave::want(state);
+            }
         }
     }
+}
+
+#[inline(always)]
+fn thread() -> u32 {
+    // SAFETY: a helper that takes nothing.
+    unsafe { bpf_get_current_pid_tgid() as u32 }
 }
 
 #[inline(always)]

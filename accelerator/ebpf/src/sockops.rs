@@ -11,7 +11,8 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
         BPF_SOCK_OPS_TCP_LISTEN_CB, bpf_sock, bpf_sock_ops,
     },
     helpers::generated::{
@@ -30,6 +31,7 @@ use crate::{
     counters::{count, count_connection},
     flow,
     kernel::KernelSock,
+    leave,
     listen::on_listen,
     maps::{ANY, ENDS, HANDSHAKES, ORIG_DST_BY_TUPLE, PODS, SOCKET_STATE, SOCKETS, is_sockmap_on},
 };
@@ -63,7 +65,7 @@ pub fn isthmus_sockops(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
             on_connect(ctx.ops, sk);
             if flow::is_told(sk) {
-                ask_for_state_changes(ctx.ops);
+                ask_for(ctx.ops, BPF_SOCK_OPS_STATE_CB_FLAG);
             }
         }
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
@@ -73,9 +75,10 @@ pub fn isthmus_sockops(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
             on_passive_established(ctx.ops, sk);
             if flow::on_passive_established(ctx.ops, sk) {
-                ask_for_state_changes(ctx.ops);
+                ask_for(ctx.ops, BPF_SOCK_OPS_STATE_CB_FLAG);
             }
         }
+        BPF_SOCK_OPS_RTT_CB => leave::on_rtt(ctx.ops, sk),
         BPF_SOCK_OPS_STATE_CB => on_state(ctx.ops, sk),
         BPF_SOCK_OPS_TCP_LISTEN_CB => on_listen(ctx.ops, sk),
         _ => {}
@@ -99,7 +102,7 @@ fn on_connect(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
     // SAFETY: a helper that takes nothing.
     state.started_ns = unsafe { bpf_ktime_get_ns() };
     file(ops, state, &state.peer);
-    ask_for_state_changes(ops);
+    ask_for(ops, BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
 /// Leaves the accepting end what it will want to know.
@@ -218,7 +221,7 @@ fn on_passive_established(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
     );
     slot.peer_cookie = entry.client_cookie;
 
-    ask_for_state_changes(ops);
+    ask_for(ops, BPF_SOCK_OPS_STATE_CB_FLAG);
     if !is_early {
         enter(ops, sk, slot);
     }
@@ -273,6 +276,7 @@ fn on_state(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
     }
     // SAFETY: not null, so it is this socket's state; a helper that takes nothing but the context.
     let (state, cookie) = unsafe { (&mut *state, bpf_get_socket_cookie(ops.cast())) };
+    leave::on_close(ops, state);
     let own = state.peer.flipped(state.netns_cookie);
     if ENDS.get(&own).is_some_and(|end| end.cookie == cookie) {
         ENDS.delete(&own);
@@ -346,6 +350,8 @@ fn enter(ops: *mut bpf_sock_ops, sk: *mut bpf_sock, state: &mut SocketState) {
         count(Counter::SocketsRefused);
     }
     count_connection(state.netns_cookie, state.hop);
+    // Only what TCP carries has a round-trip time.
+    ask_for(ops, BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
 /// Tells whether another connection still has this place. Behind NAT an accepting end may outlive the other,
@@ -372,11 +378,11 @@ fn has_opted_in(state: &mut SocketState) -> bool {
 }
 
 #[inline(always)]
-fn ask_for_state_changes(ops: *mut bpf_sock_ops) {
+fn ask_for(ops: *mut bpf_sock_ops, callbacks: u32) {
     // SAFETY: a read of a context field of its own width, and a helper on our context.
     unsafe {
         let flags = read_volatile(addr_of!((*ops).bpf_sock_ops_cb_flags));
-        bpf_sock_ops_cb_flags_set(ops, (flags | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+        bpf_sock_ops_cb_flags_set(ops, (flags | callbacks) as i32);
     }
 }
 

@@ -4,6 +4,10 @@
 const USUAL_BYTES: u64 = 4_000;
 /// Largest of the rare ones: more than a reader's buffer, so that the writer is stopped.
 const RARE_BYTES: u64 = 400_000;
+/// One direction in so many is a bulk transfer, which takes both ends out of the sockmap.
+const BULK_ONE_IN: u64 = 1_000;
+/// Its messages, each of which the kernel takes in several.
+const BULK_MESSAGES: u32 = 12;
 /// Receive buffer that a small one gets: the kernel doubles it.
 const SMALL_RCVBUF: libc::c_int = 4_096;
 
@@ -125,6 +129,10 @@ impl Scenario {
 }
 
 fn sizes(dice: &mut Dice, at_least: u64) -> Vec<usize> {
+    if dice.below(BULK_ONE_IN) == 0 {
+        let large = |_| usize::try_from(RARE_BYTES - dice.below(USUAL_BYTES)).expect("a size");
+        return (0..BULK_MESSAGES).map(large).collect();
+    }
     let count = at_least + dice.below(8);
     let size = |_| {
         let bound = match dice.below(64) {

@@ -163,3 +163,20 @@ fn a_reader_may_have_so_many_messages_and_a_pod_so_many() {
     readers[0].settle(&mut sum, 0);
     assert_eq!(another.charge(&mut sum, 0, 1), Ok(()));
 }
+
+#[test]
+fn a_reader_that_wants_to_leave_takes_no_more() {
+    let mut sum = ParkedSum::default();
+    let mut reader = Parked::new(7);
+    assert_eq!(reader.charge(&mut sum, 0, 10), Ok(()));
+    reader.leave = reader.leave.with(Leave::IS_SAFE);
+    assert_eq!(reader.charge(&mut sum, 10, 10), Ok(()));
+    reader.leave = reader.leave.with(Leave::IS_WANTED);
+    let before = sum;
+    assert_eq!(
+        reader.charge(&mut sum, 20, 10),
+        Err(PassReason::ReaderLeaves)
+    );
+    assert_eq!(sum, before);
+    assert!(reader.leave.has(Leave::IS_SAFE));
+}
