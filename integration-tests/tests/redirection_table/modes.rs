@@ -121,6 +121,11 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start() -> Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// The same with these arguments.
+    pub(crate) fn start_with(more: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         // The program finds the pins as another agent left them. The fixture removes them, and what a
         // killed test leaves of them.
@@ -131,6 +136,7 @@ impl Agent {
         args.extend(["--config".into(), config.into()]);
         args.extend(["--pin-dir".into(), fixture.pin_dir.clone().into()]);
         args.extend(["--runtime-dir".into(), dir.path().join("run").into()]);
+        args.extend(more.iter().map(Into::into));
         let process = Process::start(&Program {
             args,
             log_dir: dir.path(),

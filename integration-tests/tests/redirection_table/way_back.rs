@@ -72,7 +72,11 @@ fn set(pod: &Pod, file: &'static str, value: &'static str) {
 }
 
 fn start(net: &Net) -> Agent {
-    let mut agent = Agent::start().expect("the agent starts");
+    start_with(net, &[])
+}
+
+fn start_with(net: &Net, args: &[&str]) -> Agent {
+    let mut agent = Agent::start_with(args).expect("the agent starts");
     let names = ["default/pod".to_owned()];
     let entries = [settings().node_config_entry(&names[0], &net.pod.path())];
     let left_alone = agent.apply(&names, &entries).expect("the pod is loaded");
@@ -124,6 +128,14 @@ fn nor_when_the_pod_is_no_longer_for_tproxy_or_leaves() {
         Ok(())
     })
     .expect("it leaves nothing");
+}
+
+#[test]
+fn a_shadow_makes_none() {
+    let net = Net::new();
+    let before = Routing::of(&net.pod);
+    let _agent = start_with(&net, &["--shadow"]);
+    assert_eq!(Routing::of(&net.pod), before);
 }
 
 #[test]
