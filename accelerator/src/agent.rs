@@ -117,8 +117,9 @@ impl fmt::Display for Change {
 pub struct Step {
     /// What is new about the pods.
     pub changes: Vec<Change>,
-    /// Why a namespace took no link, or not what goes with it, the first one if several did not. A pod that appears is left to iptables
-    /// then; the others are served.
+    /// Why a namespace or an interface took no link, or not what goes with it, or why listeners were not found, the
+    /// first one if there were several. A pod that appears is left to iptables if its namespace did not; the
+    /// others are served.
     pub failure: Option<DatapathError>,
     /// Operations applied to the datapath.
     pub ops: usize,
@@ -230,17 +231,21 @@ impl<D: Datapath> Agent<D> {
     /// Returns the first [`DatapathError`] that is about more than one pod. What was applied until then is
     /// safe to leave and the next call goes on from there.
     pub fn converge(&mut self) -> Result<Step, DatapathError> {
-        let Plan { refused, state } = plan(&self.resolved());
+        let Plan { refused, mut state } = plan(&self.resolved());
+        if !self.datapath.serves_virtual_machines() {
+            state.virtual_links.clear();
+        }
         self.datapath.locate(self.located());
         let loaded = self.datapath.loaded()?;
         let mut applied = self.apply(&diff(&state, &loaded))?;
-        self.datapath.find_listeners()?;
+        let unfound = self.datapath.find_listeners().err();
         self.leave_wayless(&mut applied)?;
         let Applied {
             failure,
             ops,
             unlinked,
         } = applied;
+        let failure = failure.or(unfound);
 
         let condition = |(name, pod): (&PodName, &Pod)| {
             let reason = refused.get(name).map(ToString::to_string);
@@ -275,8 +280,12 @@ impl<D: Datapath> Agent<D> {
                     refused.insert(*netns_cookie, render_chain(&error));
                     applied.failure.get_or_insert(error);
                 }
-                // What is left in its namespace is tried again, and keeps no other pod waiting.
-                (MapOp::DetachNetns { .. }, Err(error)) => {
+                // What is left in its namespace, or not there for its virtual machines, is tried again, and keeps no
+                // other pod waiting.
+                (
+                    MapOp::AttachVirtual(_) | MapOp::DetachVirtual(_) | MapOp::DetachNetns { .. },
+                    Err(error),
+                ) => {
                     applied.failure.get_or_insert(error);
                 }
                 (_, Err(error)) => return Err(error),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use isthmus_accel_datapath::{Datapath, DatapathError};
-use isthmus_api::node_config::NodeConfig;
+use isthmus_api::node_config::{Capture, NodeConfig, Pod, PodName};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -209,6 +209,12 @@ impl<D: Datapath> Rounds<D> {
         {
             tracing::warn!(%pod, annotation = notice.annotation, "{}", notice.effect);
         }
+        let is_shadow = self.home.mode == Mode::Shadow;
+        if !is_shadow && !self.agent.datapath().serves_virtual_machines() {
+            for pod in with_virtual_machines(&config) {
+                tracing::warn!(%pod, "what its virtual machines send stays with iptables: this kernel is older than 6.6");
+            }
+        }
         self.agent.handle_config(config);
     }
 
@@ -354,6 +360,15 @@ impl<D: Datapath> Rounds<D> {
             "ready: {accelerated} pods, {attached} programs, {idle} left to iptables, pinned under {pin_dir}"
         ))
     }
+}
+
+fn with_virtual_machines(config: &NodeConfig) -> impl Iterator<Item = &PodName> {
+    let has_some = |pod: &Pod| match &pod.capture {
+        Capture::Accelerated(policy) => !policy.virtual_interfaces.is_empty(),
+        Capture::LeftAlone => false,
+    };
+    let pods = config.pods.iter().filter(move |(_, pod)| has_some(pod));
+    pods.map(|(name, _)| name)
 }
 
 fn log_change(change: &Change) {

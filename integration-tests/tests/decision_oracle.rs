@@ -164,8 +164,9 @@ fn by_iptables(attempt: &Attempt, client: &RuleSet, server: &RuleSet) -> End {
         Outcome::Pass if is_server(attempt.destination) => {
             match server.run("PREROUTING", &packet) {
                 Outcome::Redirect(INBOUND) => End::PeerInbound,
+                // The latter as if a virtual machine had sent it: decided where it arrives.
+                Outcome::Pass | Outcome::Redirect(OUTBOUND) => End::AsDialled,
                 Outcome::Redirect(port) => panic!("no inbound rule redirects to {port}"),
-                Outcome::Pass => End::AsDialled,
             }
         }
         Outcome::Pass => End::AsDialled,
@@ -289,6 +290,8 @@ fn arrival_by_accelerator(visit: &Visit, state: &State) -> Outcome {
         InboundVerdict::Steer | InboundVerdict::SteerUnlessDialledHere => {
             Outcome::Redirect(INBOUND)
         }
+        InboundVerdict::SteerOutbound if visit.port == OUTBOUND => Outcome::Pass,
+        InboundVerdict::SteerOutbound => Outcome::Redirect(OUTBOUND),
     }
 }
 

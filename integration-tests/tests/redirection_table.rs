@@ -45,6 +45,8 @@ mod row;
 mod servers;
 #[path = "redirection_table/socket.rs"]
 mod socket;
+#[path = "redirection_table/virtual_machines.rs"]
+mod virtual_machines;
 #[path = "redirection_table/way_back.rs"]
 mod way_back;
 
@@ -53,7 +55,7 @@ use std::collections::BTreeMap;
 use dial::{Dial, Seen};
 use modes::{Mode, Redirection};
 use net::{Family, Net};
-use row::{Alone, Row};
+use row::Row;
 use servers::{Role, Servers, Transparency};
 
 #[test]
@@ -107,14 +109,11 @@ fn observe(net: &Net, rows: &[Row], mode: Mode, wrong: &mut Vec<String>) -> Obse
     let mut observations = Observations::new();
     for row in rows {
         let left_alone = redirection.apply(&row.settings);
-        if mode == Mode::AcceleratorAlone {
-            if matches!(row.alone, Alone::Never(_)) {
-                continue;
-            }
-            if let Some(reason) = left_alone {
-                wrong.push(format!("{}: the accelerator leaves it: {reason}", row.name));
-                continue;
-            }
+        if mode == Mode::AcceleratorAlone
+            && let Some(reason) = left_alone
+        {
+            wrong.push(format!("{}: the accelerator leaves it: {reason}", row.name));
+            continue;
         }
         let dials = row.dials.iter().map(|dial| dial.in_mode(mode));
         for (number, dial) in dials.enumerate() {

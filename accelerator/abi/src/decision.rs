@@ -94,6 +94,8 @@ pub trait Rules {
     fn has_addr(&self, key: &CidrKey) -> bool;
     /// Tells whether an interface is left alone.
     fn has_interface(&self, key: &InterfaceKey) -> bool;
+    /// Tells whether virtual machines send by an interface.
+    fn is_virtual(&self, key: &InterfaceKey) -> bool;
     /// Returns the interface by which the smallest range of [`RuleList::ROUTES`] around the address of a
     /// [`CidrKey::lookup`] key is left for, or `None` if there is no such range.
     fn exit(&self, key: &CidrKey) -> Option<u32>;
@@ -426,9 +428,10 @@ fn proxy_dial_elsewhere<R: Rules>(dial: &Dial, owner: u64, rules: &R) -> Verdict
     if dial.port == target.inbound_port {
         return Verdict::Pass(PassCause::NotCapturedInbound);
     }
-    // I1: which interface it will arrive by is not known here, but where it arrives.
+    // I1, I2: which interface it will arrive by is not known here, but where it arrives.
     if !target.is_in_force()
         || target.flags.has(PodFlags::INTERFACES_EXCLUDED)
+        || target.flags.has(PodFlags::VIRTUAL_INTERFACES)
         || unruled(&target, &dial.destination).is_some()
         || !captures_inbound(owner, &target, dial.port, rules)
     {

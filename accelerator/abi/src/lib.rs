@@ -55,7 +55,7 @@ pub use limits::{
 };
 pub use listener::{
     Arrival, INBOUND_SOCKET, InboundPass, InboundVerdict, InterfaceKey, LISTENER_SLOTS,
-    LOOPBACK_IFINDEX, ListenerKey, ListenerKind, decide_inbound,
+    LOOPBACK_IFINDEX, ListenerKey, ListenerKind, VIRTUAL_MARK, decide_inbound,
 };
 pub use names::{ABI_VERSION, global, map, program};
 pub use parked::{Leave, Parked, ParkedSum, PodParked, bpf_spin_lock};

@@ -23,7 +23,7 @@ pub const MAX_INTERFACE_RULES: u32 = 4_096;
 /// when used.
 pub const MAX_ROUTES: u32 = 65_536;
 
-/// Inbound listeners per node: exactly what [`MAX_PODS`] pods can have, so that there is always room.
+/// Listeners per node that connections are steered to: exactly what [`MAX_PODS`] pods can have, so that there is always room.
 pub const MAX_LISTENERS: u32 = MAX_PODS * crate::LISTENER_SLOTS * crate::ListenerKind::COUNT;
 
 /// Redirected connections whose accepting end is not established yet. At 1 ms from SYN to

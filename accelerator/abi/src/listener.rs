@@ -6,7 +6,8 @@
 use core::fmt;
 
 use crate::{
-    PodConfig, PodFlags, PortKey, RuleList, Rules, decision::TUNNEL_PORT, is_loopback, is_v4,
+    CidrKey, PodConfig, PodFlags, PortKey, RuleList, Rules, decision::TUNNEL_PORT, is_loopback,
+    is_v4,
 };
 
 /// The loopback device is the first of every network namespace (Linux, `LOOPBACK_IFINDEX`).
@@ -43,6 +44,8 @@ pub enum InboundVerdict {
     /// The same, unless the proxy itself has dialled it with a client's address (T1): nothing else tells the
     /// two apart.
     SteerUnlessDialledHere,
+    /// I2: give it to the proxy's outbound listener.
+    SteerOutbound,
 }
 
 /// Why an arriving connection was left alone.
@@ -60,9 +63,11 @@ pub enum InboundPass {
     InterfaceExcluded,
     /// I3, I4, I6, I7.
     PortNotCaptured,
+    /// I2: a virtual machine sent it, to no range that the pod captures.
+    NotIncluded,
 }
 
-/// Decides where an arriving TCP connection goes. (UDP is never captured: I8.) Costs at most four
+/// Decides where an arriving TCP connection goes. (UDP is never captured: I8.) Costs at most five
 /// lookups.
 #[must_use]
 #[inline]
@@ -76,13 +81,19 @@ pub fn decide_inbound<R: Rules>(arrival: &Arrival, rules: &R) -> InboundVerdict 
     if !is_v4(&arrival.local) && !pod.flags.has(PodFlags::IPV6) {
         return InboundVerdict::Pass(InboundPass::NoIpv6Rules);
     }
+    let interface = InterfaceKey::new(arrival.netns_cookie, arrival.ingress_ifindex);
+    let is_from_vm = pod.flags.has(PodFlags::VIRTUAL_INTERFACES)
+        && rules.is_virtual(&interface)
+        && !is_from_pod_itself(arrival, rules);
+    if is_from_vm {
+        return decide_for_vm(arrival, &pod, rules);
+    }
     if arrival.port == pod.inbound_port {
         return InboundVerdict::Pass(InboundPass::AlreadyRedirected);
     }
     if is_from_pod_itself(arrival, rules) {
         return InboundVerdict::Pass(InboundPass::FromPodItself);
     }
-    let interface = InterfaceKey::new(arrival.netns_cookie, arrival.ingress_ifindex);
     if rules.has_interface(&interface) {
         return InboundVerdict::Pass(InboundPass::InterfaceExcluded);
     }
@@ -93,6 +104,22 @@ pub fn decide_inbound<R: Rules>(arrival: &Arrival, rules: &R) -> InboundVerdict 
         return InboundVerdict::SteerUnlessDialledHere;
     }
     InboundVerdict::Steer
+}
+
+// The rules for these interfaces come before all others, so that nothing is left out but ranges that are not
+// included: no port, and no range that is excluded.
+#[inline]
+fn decide_for_vm<R: Rules>(arrival: &Arrival, pod: &PodConfig, rules: &R) -> InboundVerdict {
+    let included = CidrKey::lookup(
+        arrival.netns_cookie,
+        RuleList::INCLUDE_OUTBOUND,
+        arrival.local,
+    );
+    if pod.flags.has(PodFlags::OUTBOUND_ALL) || rules.has_addr(&included) {
+        InboundVerdict::SteerOutbound
+    } else {
+        InboundVerdict::Pass(InboundPass::NotIncluded)
+    }
 }
 
 // By addresses too: for IPv6 the kernel names the interface that has the address, not the one that
@@ -125,8 +152,8 @@ pub(crate) fn captures_inbound<R: Rules>(
     }
 }
 
-/// Key of `EXCLUDED_INTERFACES`: one interface of one pod, by which what arrives and what leaves is left
-/// alone (`excludeInterfaces`, I1).
+/// Key of `EXCLUDED_INTERFACES`, by which what arrives and what leaves is left alone (`excludeInterfaces`,
+/// I1), and of `VIRTUAL_INTERFACES`, by which virtual machines send (I2): one interface of one pod.
 #[derive(
     Clone, Copy, Debug, Eq, Hash, PartialEq, Ord, PartialOrd, bytemuck::Pod, bytemuck::Zeroable,
 )]
@@ -174,13 +201,23 @@ impl ListenerKind {
     /// Bound to `::`: IPv6, and IPv4 unless the socket is `IPV6_V6ONLY`, which the kernel minds.
     pub const ANY: Self = Self(46);
 
+    /// Set in the kinds of outbound listeners, which virtual machines are given to.
+    const OUTBOUND: u32 = 1 << 8;
+
     /// Number of kinds.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 6;
 
-    /// Every kind.
-    pub const ALL: [Self; Self::COUNT as usize] = [Self::V4, Self::V6, Self::ANY];
+    /// Every kind of inbound listener.
+    pub const INBOUND: [Self; 3] = [Self::V4, Self::V6, Self::ANY];
 
-    /// Returns the kind of a socket that listens at an address, v4-mapped; `None` for loopback,
+    /// Returns the same kind among the outbound listeners.
+    #[must_use]
+    #[inline]
+    pub const fn outbound(self) -> Self {
+        Self(self.0 | Self::OUTBOUND)
+    }
+
+    /// Returns the kind of an inbound listener at an address, v4-mapped; `None` for loopback,
     /// where nothing arrives from outside.
     #[must_use]
     #[inline]
@@ -204,12 +241,18 @@ impl fmt::Debug for ListenerKind {
             Self::V4 => "v4",
             Self::V6 => "v6",
             Self::ANY => "any",
+            Self(kind) if kind & Self::OUTBOUND != 0 => "outbound",
             _ => "unknown",
         })
     }
 }
 
-/// Key of `LISTENERS`: one of a pod's sockets that listen on its inbound port.
+/// Mark of packets that are to be delivered in the pod though they are for somebody else. Counts only with the
+/// interface that they came in by; by the port of the proxy's outbound listener, so that it tells what it is
+/// for where packets are traced.
+pub const VIRTUAL_MARK: u32 = 15_001;
+
+/// Key of `LISTENERS`: one of a pod's sockets that listen on its inbound or outbound port.
 #[derive(
     Clone, Copy, Debug, Eq, Hash, PartialEq, Ord, PartialOrd, bytemuck::Pod, bytemuck::Zeroable,
 )]
@@ -244,15 +287,25 @@ impl ListenerKey {
         Self::new(netns_cookie, kind, socket_cookie as u32)
     }
 
-    /// Returns every key that a pod can have.
-    pub fn all_of(netns_cookie: u64) -> impl Iterator<Item = Self> {
-        ListenerKind::ALL.into_iter().flat_map(move |kind| {
+    /// Returns every key that a pod's inbound listeners can have.
+    pub fn inbound_of(netns_cookie: u64) -> impl Iterator<Item = Self> {
+        let kinds = ListenerKind::INBOUND.into_iter();
+        kinds.flat_map(move |kind| {
             (0..LISTENER_SLOTS).map(move |slot| Self::new(netns_cookie, kind, slot))
+        })
+    }
+
+    /// Returns every key that its outbound listeners can have.
+    pub fn outbound_of(netns_cookie: u64) -> impl Iterator<Item = Self> {
+        Self::inbound_of(netns_cookie).map(|key| Self {
+            kind: key.kind.outbound(),
+            ..key
         })
     }
 }
 
-/// Value of `INBOUND_SOCKETS`: the socket is a proxy's inbound listener, or was accepted from it.
+/// Value of `INBOUND_SOCKETS`: the socket is a listener that arriving connections are steered to, or was
+/// accepted from it.
 pub const INBOUND_SOCKET: u32 = 1;
 
 const _: () = assert!(size_of::<InterfaceKey>() == 16);

@@ -57,6 +57,9 @@ pub mod map {
     pub const SETTINGS: &str = "SETTINGS";
     /// `HASH`, [`crate::InterfaceKey`] → [`crate::RULE_PRESENT`]. Linux 3.19.
     pub const EXCLUDED_INTERFACES: &str = "EXCLUDED_INTERFACES";
+    /// `HASH`, [`crate::InterfaceKey`] → [`crate::RULE_PRESENT`]: there once the interface has its link, rule
+    /// and routes. Linux 3.19.
+    pub const VIRTUAL_INTERFACES: &str = "VIRTUAL_INTERFACES";
     /// `SOCKHASH`, [`crate::ListenerKey`] → listening socket. Linux 5.8 (listening sockets).
     pub const LISTENERS: &str = "LISTENERS";
     /// `SK_STORAGE`, inbound listener or what was accepted from it → [`crate::INBOUND_SOCKET`].
@@ -64,7 +67,7 @@ pub mod map {
     pub const INBOUND_SOCKETS: &str = "INBOUND_SOCKETS";
 
     /// Every map, in the order in which they are listed and removed.
-    pub const ALL: [&str; 24] = [
+    pub const ALL: [&str; 25] = [
         PODS,
         POD_ADDRS,
         PORT_RULES,
@@ -87,6 +90,7 @@ pub mod map {
         COUNTERS,
         SETTINGS,
         EXCLUDED_INTERFACES,
+        VIRTUAL_INTERFACES,
         LISTENERS,
         INBOUND_SOCKETS,
     ];
@@ -133,8 +137,12 @@ pub mod program {
     /// interface that a packet came in by 5.17.
     pub const SK_LOOKUP: &str = "isthmus_sk_lookup";
 
+    /// `tcx/ingress`: marks what virtual machines send to the proxy. One instance for each of their
+    /// interfaces. Linux 6.6.
+    pub const VIRTUAL: &str = "isthmus_virtual";
+
     /// Every attached program, in the order in which they are attached.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 13] = [
         SK_MSG,
         SOCK_OPS,
         GETSOCKOPT,
@@ -147,6 +155,7 @@ pub mod program {
         CONNECT4,
         CONNECT6,
         SK_LOOKUP,
+        VIRTUAL,
     ];
 }
 
@@ -207,7 +216,8 @@ pub mod global {
     /// Offset of `net.net_cookie`.
     pub const NET_COOKIE_OFFSET: &str = "NET_COOKIE_OFFSET";
 
-    /// Namespace of the pod whose connections an instance of `sk_lookup` steers: the only global that
-    /// differs from one instance to another, and a `u64`.
+    /// Namespace of the pod whose connections an instance of [`super::program::SK_LOOKUP`] or
+    /// [`super::program::VIRTUAL`] is for: the only global that differs from one instance to another, and a
+    /// `u64`.
     pub const NETNS_COOKIE: &str = "NETNS_COOKIE";
 }

@@ -39,6 +39,9 @@ impl PodFlags {
     /// The proxy dials the application with the addresses of its clients (TPROXY, row T1), and takes the tunnel's
     /// port like any other.
     pub const TPROXY: Self = Self(1 << 10);
+    /// By some interfaces of the pod virtual machines send (row I2), so that `VIRTUAL_INTERFACES` is to be
+    /// asked.
+    pub const VIRTUAL_INTERFACES: Self = Self(1 << 11);
     /// The application's sockets may enter the sockmap, so that what it writes to its proxy skips TCP.
     /// By promise of the operator: reads through a sockmap differ (`api`, `AppAcceleration`).
     pub const APP_WRITES: Self = Self(1 << 16);

@@ -22,7 +22,7 @@ use crate::{MapOp, State};
 ///   pod) is taken out and put back;
 /// * what arrives at a pod that appears is captured from the same operation on as what leaves it: its
 ///   namespace is linked, and its proxy's listeners are found, while the pod is [preparing](PodConfig::preparing).
-///   Both end together too.
+///   Both end together too. So it is with what virtual machines send.
 ///
 /// * a namespace is linked anew where what is made in it with the link changes (TPROXY), or may be half-made.
 ///
@@ -39,6 +39,8 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
         netns_cookie: *cookie,
     }));
     let relinked = relinked_namespaces(desired, loaded);
+    let unlinked = loaded.virtual_links.difference(&desired.virtual_links);
+    ops.extend(unlinked.map(|key| MapOp::DetachVirtual(*key)));
     let unsteered = loaded.steered.difference(&desired.steered);
     ops.extend(unsteered.chain(&relinked).map(|cookie| MapOp::DetachNetns {
         netns_cookie: *cookie,
@@ -48,6 +50,7 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     remove_cidrs(&mut ops, desired, loaded, |cookie, _| !stays(cookie));
     remove_ports(&mut ops, desired, loaded, |cookie, _| !stays(cookie));
     remove_interfaces(&mut ops, desired, loaded, |cookie| !stays(cookie));
+    remove_virtual_interfaces(&mut ops, desired, loaded, |cookie| !stays(cookie));
     remove_routes(&mut ops, desired, loaded, |cookie| !stays(cookie));
 
     // Before the routes: to an address of the pod itself none leads.
@@ -57,17 +60,20 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     put_ports(&mut ops, desired, loaded, is_exclusion);
     let interfaces = desired.interfaces.difference(&loaded.interfaces);
     ops.extend(interfaces.map(|key| MapOp::PutInterface(*key)));
+    let virtuals = desired
+        .virtual_interfaces
+        .difference(&loaded.virtual_interfaces);
+    ops.extend(virtuals.map(|key| MapOp::PutVirtualInterface(*key)));
     put_routes(&mut ops, desired, loaded);
     // Between the two kinds of exclusions, as in the chain.
     put_cidrs(&mut ops, desired, loaded, is_dns);
     put_cidrs(&mut ops, desired, loaded, is_exclusion);
     put_ports(&mut ops, desired, loaded, |list| !is_exclusion(list));
     put_cidrs(&mut ops, desired, loaded, is_inclusion);
-    let newly_steered = || {
-        let added = desired.steered.difference(&loaded.steered);
-        added.chain(&relinked).copied()
-    };
-    let prepared: BTreeSet<u64> = newly_steered().filter(|cookie| !stays(*cookie)).collect();
+    let links = Links::between(desired, loaded, &relinked);
+    let newly_linked = links.namespaces();
+    let is_prepared = |cookie: &&u64| !stays(**cookie);
+    let prepared: BTreeSet<u64> = newly_linked.iter().filter(is_prepared).copied().collect();
     for (cookie, config) in &desired.pods {
         if !stays(*cookie) || loaded.pods.get(cookie) != Some(config) {
             let config = if prepared.contains(cookie) {
@@ -99,12 +105,13 @@ pub fn diff(desired: &State, loaded: &State) -> Vec<MapOp> {
     });
     ops.extend(groups.widen(stays));
     remove_interfaces(&mut ops, desired, loaded, stays);
+    remove_virtual_interfaces(&mut ops, desired, loaded, stays);
     remove_routes(&mut ops, desired, loaded, stays);
     remove_addrs(&mut ops, desired, loaded, stays);
 
     // Last: what can fail for one namespace may not keep the others from their rules.
-    for netns_cookie in newly_steered() {
-        ops.push(MapOp::AttachNetns { netns_cookie });
+    for netns_cookie in newly_linked {
+        ops.extend(links.ops(netns_cookie));
         let config = desired.pods.get(&netns_cookie);
         ops.extend(
             config
@@ -137,6 +144,39 @@ fn relinked_namespaces(desired: &State, loaded: &State) -> BTreeSet<u64> {
     staying.filter(is_relinked).copied().collect()
 }
 
+/// Links that are to come.
+struct Links {
+    steered: BTreeSet<u64>,
+    interfaces: BTreeSet<InterfaceKey>,
+}
+
+impl Links {
+    fn between(desired: &State, loaded: &State, relinked: &BTreeSet<u64>) -> Self {
+        let steered = desired.steered.difference(&loaded.steered);
+        let interfaces = desired.virtual_links.difference(&loaded.virtual_links);
+        Self {
+            steered: steered.chain(relinked).copied().collect(),
+            interfaces: interfaces.copied().collect(),
+        }
+    }
+
+    fn namespaces(&self) -> BTreeSet<u64> {
+        let of_interfaces = self.interfaces.iter().map(InterfaceKey::netns_cookie);
+        self.steered.iter().copied().chain(of_interfaces).collect()
+    }
+
+    // The namespace first: with it the listeners are found.
+    fn ops(&self, netns_cookie: u64) -> impl Iterator<Item = MapOp> {
+        let is_steered = self.steered.contains(&netns_cookie);
+        let steered = is_steered.then_some(MapOp::AttachNetns { netns_cookie });
+        let interfaces = self.interfaces.iter();
+        let interfaces = interfaces.filter(move |key| key.netns_cookie() == netns_cookie);
+        steered
+            .into_iter()
+            .chain(interfaces.map(|key| MapOp::AttachVirtual(*key)))
+    }
+}
+
 // Pods that are in the kernel all the time, the others being absent for at least a moment.
 fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
     let mut governed_anew = BTreeSet::new();
@@ -148,6 +188,10 @@ fn staying_pods(desired: &State, loaded: &State) -> BTreeSet<u64> {
     governed_anew.extend(groups.map(|key| key.netns_cookie));
     let interfaces = desired.interfaces.symmetric_difference(&loaded.interfaces);
     governed_anew.extend(interfaces.map(InterfaceKey::netns_cookie));
+    let virtuals = desired
+        .virtual_interfaces
+        .symmetric_difference(&loaded.virtual_interfaces);
+    governed_anew.extend(virtuals.map(InterfaceKey::netns_cookie));
 
     let (mut routed_anew, mut addressed_anew) = (BTreeSet::new(), BTreeSet::new());
     for (ours, theirs) in [(desired, loaded), (loaded, desired)] {
@@ -186,6 +230,7 @@ fn is_swappable(old: &PodConfig, new: &PodConfig) -> bool {
         PodFlags::ONLY_GROUPS,
         PodFlags::INTERFACES_EXCLUDED,
         PodFlags::TPROXY,
+        PodFlags::VIRTUAL_INTERFACES,
     ];
     let is_same_otherwise = *old
         == PodConfig {
@@ -338,6 +383,19 @@ fn remove_interfaces(
     let interfaces = loaded.interfaces.difference(&desired.interfaces);
     let interfaces = interfaces.filter(|key| is_wanted(key.netns_cookie()));
     ops.extend(interfaces.map(|key| MapOp::RemoveInterface(*key)));
+}
+
+fn remove_virtual_interfaces(
+    ops: &mut Vec<MapOp>,
+    desired: &State,
+    loaded: &State,
+    is_wanted: impl Fn(u64) -> bool,
+) {
+    let gone = loaded
+        .virtual_interfaces
+        .difference(&desired.virtual_interfaces);
+    let gone = gone.filter(|key| is_wanted(key.netns_cookie()));
+    ops.extend(gone.map(|key| MapOp::RemoveVirtualInterface(*key)));
 }
 
 // The longest prefixes first: an address goes over to its new route at once.

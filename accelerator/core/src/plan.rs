@@ -161,11 +161,13 @@ struct Entries {
     netns_cookie: u64,
     ports: BTreeSet<PortKey>,
     routes: BTreeMap<CidrKey, u32>,
+    virtual_interfaces: BTreeSet<InterfaceKey>,
 }
 
 impl Entries {
     fn of(pod: &ResolvedPod) -> Result<Self, Refusal> {
         let interfaces = interfaces::excluded_interfaces(pod);
+        let virtual_interfaces = interfaces::virtual_interfaces(pod);
         let mut entries = Self {
             addrs: pod.addrs.clone(),
             cidrs: BTreeSet::new(),
@@ -180,11 +182,12 @@ impl Entries {
                 ..PodConfig::istio_default()
             },
             groups: BTreeSet::new(),
-            is_steered: interfaces::is_steered(&pod.policy),
+            is_steered: interfaces::is_steered(&pod.policy) || !virtual_interfaces.is_empty(),
             netns_cookie: pod.netns_cookie,
             ports: BTreeSet::new(),
             routes: interfaces::routes(pod, &interfaces)?,
             interfaces,
+            virtual_interfaces,
         };
         entries.add_rules(&pod.policy);
         Ok(entries)
@@ -303,6 +306,12 @@ impl Entries {
                 "interfaces in lists",
             ),
             (
+                taken.virtual_interfaces.len(),
+                self.virtual_interfaces.len(),
+                MAX_PLANNED_INTERFACES,
+                "interfaces of virtual machines in lists",
+            ),
+            (
                 taken.routes.len(),
                 self.routes.len(),
                 MAX_PLANNED_ROUTES,
@@ -331,6 +340,10 @@ impl Entries {
         state.cidrs.extend(self.cidrs);
         state.groups.extend(self.groups);
         state.interfaces.extend(self.interfaces);
+        state
+            .virtual_interfaces
+            .extend(self.virtual_interfaces.iter().copied());
+        state.virtual_links.extend(self.virtual_interfaces);
         state.steered.extend(self.is_steered.then_some(owner));
         state.pods.insert(owner, self.config);
         state.ports.extend(self.ports);
@@ -383,6 +396,9 @@ fn flags(pod: &ResolvedPod) -> PodFlags {
     );
     if !policy.exclude_interfaces.is_empty() {
         flags = flags.with(PodFlags::INTERFACES_EXCLUDED);
+    }
+    if !policy.virtual_interfaces.is_empty() {
+        flags = flags.with(PodFlags::VIRTUAL_INTERFACES);
     }
     let has_ipv6_rules = match policy.ipv6 {
         Ipv6Capture::WithAddress => has_v6,

@@ -23,6 +23,10 @@ pub struct State {
     pub routes: BTreeMap<CidrKey, u32>,
     /// Namespaces, by cookie, whose arriving connections are steered.
     pub steered: BTreeSet<u64>,
+    /// `VIRTUAL_INTERFACES`.
+    pub virtual_interfaces: BTreeSet<InterfaceKey>,
+    /// Those of them whose packets to the proxy are delivered in the pod.
+    pub virtual_links: BTreeSet<InterfaceKey>,
 }
 
 /// One change of one map or link. Each is idempotent, so that a list may be replayed after a failure.
@@ -36,6 +40,8 @@ pub enum MapOp {
     PutCidr(CidrKey),
     /// Adds an interface that is left alone.
     PutInterface(InterfaceKey),
+    /// Adds an interface by which virtual machines send.
+    PutVirtualInterface(InterfaceKey),
     /// Adds or changes a route.
     PutRoute {
         /// The range.
@@ -68,6 +74,11 @@ pub enum MapOp {
         /// Its network namespace.
         netns_cookie: u64,
     },
+    /// Delivers in the pod what virtual machines send to the proxy by this interface: the listeners are
+    /// found by then.
+    AttachVirtual(InterfaceKey),
+    /// Ends that.
+    DetachVirtual(InterfaceKey),
     /// Removes an address.
     RemoveAddr {
         /// The address, v4-mapped.
@@ -80,6 +91,8 @@ pub enum MapOp {
     },
     /// Removes an interface.
     RemoveInterface(InterfaceKey),
+    /// Removes an interface of virtual machines.
+    RemoveVirtualInterface(InterfaceKey),
     /// Removes a route.
     RemoveRoute(CidrKey),
     /// Removes an address rule.
@@ -106,6 +119,9 @@ impl State {
             MapOp::PutInterface(key) => {
                 self.interfaces.insert(key);
             }
+            MapOp::PutVirtualInterface(key) => {
+                self.virtual_interfaces.insert(key);
+            }
             MapOp::PutRoute { key, ifindex } => {
                 self.routes.insert(key, ifindex);
             }
@@ -114,6 +130,12 @@ impl State {
             }
             MapOp::DetachNetns { netns_cookie } => {
                 self.steered.remove(&netns_cookie);
+            }
+            MapOp::AttachVirtual(key) => {
+                self.virtual_links.insert(key);
+            }
+            MapOp::DetachVirtual(key) => {
+                self.virtual_links.remove(&key);
             }
             MapOp::PutPod {
                 netns_cookie,
@@ -132,6 +154,9 @@ impl State {
             }
             MapOp::RemoveInterface(key) => {
                 self.interfaces.remove(&key);
+            }
+            MapOp::RemoveVirtualInterface(key) => {
+                self.virtual_interfaces.remove(&key);
             }
             MapOp::RemoveRoute(key) => {
                 self.routes.remove(&key);
@@ -174,6 +199,10 @@ impl Rules for State {
 
     fn has_interface(&self, key: &InterfaceKey) -> bool {
         self.interfaces.contains(key)
+    }
+
+    fn is_virtual(&self, key: &InterfaceKey) -> bool {
+        self.virtual_interfaces.contains(key)
     }
 
     fn exit(&self, key: &CidrKey) -> Option<u32> {

@@ -41,6 +41,8 @@ pub struct FakeDatapath {
     pub namespaces: BTreeMap<u64, PathBuf>,
     /// The next operation fails as if its map was full, once.
     pub is_next_op_refused: bool,
+    /// What virtual machines send cannot be delivered.
+    pub is_old_kernel: bool,
     /// Namespaces, by cookie, that take no link.
     pub unlinkable: BTreeSet<u64>,
     /// Namespaces, by cookie, whose way back cannot be kept.
@@ -109,6 +111,10 @@ impl Datapath for FakeDatapath {
             (*cookie, error)
         };
         Ok(wayless.map(failure).collect())
+    }
+
+    fn serves_virtual_machines(&self) -> bool {
+        !self.is_old_kernel
     }
 
     fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError> {

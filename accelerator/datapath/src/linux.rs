@@ -14,7 +14,9 @@ mod order;
 mod pins;
 mod succession;
 mod sys;
+mod transparency;
 mod version;
+mod virtual_machines;
 mod way_back;
 
 use std::{
@@ -26,8 +28,8 @@ use std::{
 };
 
 use isthmus_accel_abi::{
-    ABI_VERSION, Counter, FlowMode, Histogram, HopStats, ParkedSum, PodParked, PodVerdicts,
-    RULE_PRESENT, Settings, SettingsMode, program,
+    ABI_VERSION, Counter, FlowMode, Histogram, HopStats, InterfaceKey, ParkedSum, PodParked,
+    PodVerdicts, RULE_PRESENT, Settings, SettingsMode, program,
 };
 use isthmus_accel_core::{MapOp, State};
 
@@ -49,6 +51,7 @@ use self::{
     load::Hook,
     maps::{Maps, TypedMap},
     pins::Pins,
+    transparency::Transparency,
 };
 use crate::{
     CounterRow, Datapath, DatapathError, HopRow, LatencyRow, MapUsage, PairRow, ParkedRow,
@@ -65,6 +68,7 @@ pub struct LinuxDatapath {
     namespaces: BTreeMap<u64, PathBuf>,
     /// What was told before that: where a pod is that leaves.
     former_namespaces: BTreeMap<u64, PathBuf>,
+    transparency: Transparency,
 }
 
 impl LinuxDatapath {
@@ -89,6 +93,7 @@ impl LinuxDatapath {
             maps,
             namespaces: BTreeMap::new(),
             former_namespaces: BTreeMap::new(),
+            transparency: Transparency::default(),
         })
     }
 
@@ -133,6 +138,7 @@ impl LinuxDatapath {
             maps,
             namespaces: BTreeMap::new(),
             former_namespaces: BTreeMap::new(),
+            transparency: Transparency::default(),
         })
     }
 
@@ -209,6 +215,8 @@ impl Datapath for LinuxDatapath {
             ports: self.maps.ports.keys()?.into_iter().collect(),
             routes: self.maps.routes.entries()?.into_iter().collect(),
             steered: netns::attached(&self.pins)?,
+            virtual_interfaces: self.maps.virtual_interfaces.keys()?.into_iter().collect(),
+            virtual_links: virtual_machines::attached(&self.pins)?,
         })
     }
 
@@ -224,6 +232,10 @@ impl Datapath for LinuxDatapath {
             } => maps.pods.put(netns_cookie, config),
             MapOp::PutAddr { addr, netns_cookie } => maps.addrs.put(addr, netns_cookie),
             MapOp::PutInterface(key) => maps.interfaces.put(key, &RULE_PRESENT),
+            MapOp::PutVirtualInterface(key) => maps.virtual_interfaces.put(key, &RULE_PRESENT),
+            MapOp::RemoveVirtualInterface(key) => maps.virtual_interfaces.remove(key).map(drop),
+            MapOp::AttachVirtual(key) => self.attach_virtual(*key),
+            MapOp::DetachVirtual(key) => self.detach_virtual(*key),
             MapOp::RemoveInterface(key) => maps.interfaces.remove(key).map(drop),
             MapOp::PutRoute { key, ifindex } => maps.routes.put(key, ifindex),
             MapOp::RemoveRoute(key) => maps.routes.remove(key).map(drop),
@@ -251,12 +263,37 @@ impl Datapath for LinuxDatapath {
     }
 
     fn find_listeners(&mut self) -> Result<(), DatapathError> {
+        let linked = virtual_machines::attached(&self.pins)?;
+        let has_virtual: BTreeSet<u64> = linked.iter().map(InterfaceKey::netns_cookie).collect();
+        let mut outcome = Ok(());
         for cookie in netns::attached(&self.pins)? {
-            if let Some(path) = self.namespaces.get(&cookie) {
-                netns::find_listeners(&self.pins, cookie, path, &self.maps.listeners)?;
+            let (Some(path), Some(pod)) =
+                (self.namespaces.get(&cookie), self.maps.pods.get(&cookie)?)
+            else {
+                continue;
+            };
+            let listeners = &self.maps.listeners;
+            outcome = outcome.and(netns::find_listeners(
+                &self.pins,
+                (cookie, &pod),
+                path,
+                listeners,
+            ));
+            if has_virtual.contains(&cookie) {
+                let transparency = &mut self.transparency;
+                outcome = outcome.and(virtual_machines::keep_up(
+                    cookie,
+                    (path, &pod),
+                    transparency,
+                ));
             }
         }
-        Ok(())
+        outcome
+    }
+
+    fn serves_virtual_machines(&self) -> bool {
+        let is_shadow = self.mode().is_ok_and(|mode| mode == SettingsMode::SHADOW);
+        virtual_machines::is_supported() && !is_shadow
     }
 
     fn keep_ways_back(&mut self) -> Result<BTreeMap<u64, DatapathError>, DatapathError> {
@@ -367,6 +404,7 @@ impl Datapath for LinuxDatapath {
             Self::usage(&maps.verdicts)?,
             Self::usage(&maps.latency)?,
             Self::usage(&maps.interfaces)?,
+            Self::usage(&maps.virtual_interfaces)?,
             Self::usage(&maps.listeners)?,
         ])
     }
@@ -423,6 +461,25 @@ impl LinuxDatapath {
         })
     }
 
+    fn attach_virtual(&mut self, key: InterfaceKey) -> Result<(), DatapathError> {
+        let cookie = key.netns_cookie();
+        let (Some(path), Some(pod)) = (self.namespaces.get(&cookie), self.maps.pods.get(&cookie)?)
+        else {
+            return Ok(());
+        };
+        let transparency = &mut self.transparency;
+        virtual_machines::attach(&self.pins, key, (path, &pod), transparency).map(drop)
+    }
+
+    fn detach_virtual(&mut self, key: InterfaceKey) -> Result<(), DatapathError> {
+        let cookie = key.netns_cookie();
+        let known = self.namespaces.get(&cookie);
+        let path = known.or_else(|| self.former_namespaces.get(&cookie));
+        virtual_machines::detach(&self.pins, key, path.map(PathBuf::as_path))?;
+        self.transparency.forget(cookie);
+        Ok(())
+    }
+
     /// Removes what was counted in the namespaces that `is_gone` names.
     fn remove_rows(&self, is_gone: impl Fn(u64) -> bool) -> Result<(), DatapathError> {
         let maps = &self.maps;
@@ -475,7 +532,7 @@ impl LinuxDatapath {
                     attached.is_some() && attached == id
                 }),
             // Instances are linked pod by pod.
-            Hook::Netns => id.is_some(),
+            Hook::Netns | Hook::Interface => id.is_some(),
             Hook::None => false,
         };
         Ok(ProgramRow {

@@ -49,7 +49,7 @@ impl Mechanism {
             "connect6" => Self::RedirectV6,
             "getpeername4" | "getpeername6" => Self::PeerName,
             "sendmsg4" | "sendmsg6" | "recvmsg4" | "recvmsg6" => Self::Dns,
-            "listeners" | "sk_lookup" => Self::Inbound,
+            "listeners" | "sk_lookup" | "virtual" => Self::Inbound,
             "parked" | "skmsg" => Self::Sockmap,
             _ => Self::Redirect,
         }

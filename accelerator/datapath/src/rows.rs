@@ -29,14 +29,14 @@ pub trait Datapath: fmt::Debug {
     /// [`MapOp::AttachNetns`] does nothing for those that are missing here, or gone.
     fn locate(&mut self, namespaces: BTreeMap<u64, PathBuf>);
 
-    /// Looks for inbound listeners in steered namespaces of which none is known. Call it every few
-    /// seconds: a listener that began before its pod was loaded, or that outlived a younger one, is
-    /// found by nothing else. Costs some system calls for each pod, and a walk over the namespace's
-    /// sockets for those without.
+    /// Looks for listeners in steered namespaces of which none is known, and lets those of pods with virtual
+    /// machines answer for addresses of others. Call it every few seconds: a listener that began before its
+    /// pod was loaded, or that outlived a younger one, is found by nothing else. Costs some system calls for
+    /// each pod, and a walk over the namespace's sockets for those without.
     ///
     /// # Errors
     ///
-    /// Returns [`DatapathError`] if the kernel refuses.
+    /// Returns the first [`DatapathError`], about whichever pod; the others are served all the same.
     fn find_listeners(&mut self) -> Result<(), DatapathError>;
 
     /// Looks after the ways back of loaded pods whose sidecars dial for their clients (TPROXY): makes again what
@@ -47,6 +47,9 @@ pub trait Datapath: fmt::Debug {
     ///
     /// Returns [`DatapathError::Map`] if a map cannot be read.
     fn keep_ways_back(&mut self) -> Result<BTreeMap<u64, DatapathError>, DatapathError>;
+    /// Tells whether what virtual machines send is to be delivered in their pods ([`MapOp::AttachVirtual`]): the
+    /// kernel must be able to, and a shadow changes nothing.
+    fn serves_virtual_machines(&self) -> bool;
 
     /// Returns the counters of every hop that has carried something, summed over CPUs, by key.
     ///

@@ -21,7 +21,7 @@ use crate::{
     flow,
     maps::{
         CIDR_RULES, EXCLUDED_INTERFACES, GROUP_RULES, HANDSHAKES, POD_ADDRS, PODS, PORT_RULES, ROUTES,
-        SOCKET_STATE, is_shadow,
+        SOCKET_STATE, VIRTUAL_INTERFACES, is_shadow,
     },
     sock_addr::{self, Family, dial, source},
     udp::{self, udp_socket},
@@ -270,6 +270,11 @@ impl Rules for Loaded {
     #[inline(always)]
     fn has_interface(&self, key: &InterfaceKey) -> bool {
         EXCLUDED_INTERFACES.has(key)
+    }
+
+    #[inline(always)]
+    fn is_virtual(&self, key: &InterfaceKey) -> bool {
+        VIRTUAL_INTERFACES.has(key)
     }
 
     #[inline(always)]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! Finding the inbound listeners of proxies: when they begin to listen, and, for those that did
+//! Finding the listeners of proxies that arriving connections are steered to: when they begin to listen, and, for those that did
 //! before their pod was loaded, by a walk over the namespace's sockets.
 
 use core::{ffi::c_void, ptr::from_mut};
@@ -8,7 +8,7 @@ use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_ops},
     helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_hash_update},
 };
-use isthmus_accel_abi::{Counter, INBOUND_SOCKET, ListenerKey, ListenerKind};
+use isthmus_accel_abi::{Counter, INBOUND_SOCKET, ListenerKey, ListenerKind, PodFlags};
 
 use crate::{
     counters::count,
@@ -19,7 +19,7 @@ use crate::{
 
 const TCP_LISTEN: u8 = 10;
 
-/// `BPF_SOCK_OPS_TCP_LISTEN_CB`: remembers the socket if it is a pod's inbound listener.
+/// `BPF_SOCK_OPS_TCP_LISTEN_CB`: remembers the socket if it is such a listener of a pod.
 #[inline(never)]
 pub fn on_listen(ops: *mut bpf_sock_ops, sk: *mut bpf_sock) {
     // SAFETY: a helper that takes nothing but the context.
@@ -100,7 +100,8 @@ fn remember(sk: *mut c_void) {
     }
 }
 
-/// The place of a socket among its pod's inbound listeners, or `None` if it is none.
+/// The place of a socket among its pod's listeners, or `None` if it is none. Outbound ones matter to virtual
+/// machines only.
 #[inline(always)]
 fn listener_key(
     netns_cookie: u64,
@@ -109,9 +110,13 @@ fn listener_key(
     socket_cookie: u64,
 ) -> Option<ListenerKey> {
     let pod = PODS.get(&netns_cookie)?;
-    if port != pod.inbound_port {
-        return None;
-    }
     let kind = ListenerKind::of(addr)?;
+    let kind = if port == pod.inbound_port {
+        kind
+    } else if port == pod.outbound_port && pod.flags.has(PodFlags::VIRTUAL_INTERFACES) {
+        kind.outbound()
+    } else {
+        return None;
+    };
     Some(ListenerKey::of_socket(netns_cookie, kind, socket_cookie))
 }

@@ -6,6 +6,7 @@
 //!  send(2)    ─▶ skmsg ── latch ─▶ reader's queue, or TCP
 //!  getsockopt(SO_ORIGINAL_DST) ─▶ getsockopt ── SOCKET_STATE
 //!  getpeername(2) ─▶ getpeername ── SOCKET_STATE
+//!  a virtual machine's packet ─▶ virtual_machines ── marks ─▶ delivered in the pod ─▶ sk_lookup
 //!  listen(2)  ─▶ sockops ─▶ LISTENERS ◀─ sk_lookup ◀─ a SYN that arrives at a pod
 //! ```
 //!
@@ -36,6 +37,7 @@ mod skmsg;
 mod sock_addr;
 mod sockops;
 mod udp;
+mod virtual_machines;
 
 /// Helpers that read kernel memory are for programs under a GPL-compatible licence.
 #[unsafe(link_section = "license")]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! `sk_lookup`: gives connections that arrive at a pod to its proxy's inbound listener, without NAT.
+//! `sk_lookup`: gives connections that arrive at a pod to its proxy's inbound listener, without NAT; those of
+//! virtual machines in the pod to its outbound one.
 //!
 //! Runs when a packet belongs to no connection, before the kernel looks for a listener. What is
 //! established, or in `TIME_WAIT`, never comes here. One instance for each pod, linked to its
@@ -49,17 +50,19 @@ pub fn isthmus_sk_lookup(ctx: SkLookupContext) -> u32 {
     if is_shadow() {
         return PASS;
     }
-    match decide_inbound(&arrival, &Loaded) {
+    let is_outbound = match decide_inbound(&arrival, &Loaded) {
         InboundVerdict::Pass(_) => return PASS,
         InboundVerdict::SteerUnlessDialledHere if is_dialled_here(ctx.lookup, &arrival) => return PASS,
-        InboundVerdict::SteerUnlessDialledHere | InboundVerdict::Steer => {}
-    }
+        InboundVerdict::SteerUnlessDialledHere | InboundVerdict::Steer => false,
+        InboundVerdict::SteerOutbound => true,
+    };
     let own_kind = if family == AF_INET {
         ListenerKind::V4
     } else {
         ListenerKind::V6
     };
     for kind in [own_kind, ListenerKind::ANY] {
+        let kind = if is_outbound { kind.outbound() } else { kind };
         for slot in 0..LISTENER_SLOTS {
             let key = ListenerKey::new(arrival.netns_cookie, kind, slot);
             if assign(ctx.lookup, key) {
@@ -107,14 +110,21 @@ fn assign(ctx: *mut bpf_sk_lookup, mut key: ListenerKey) -> bool {
     }
 }
 
+/// The namespace that this instance is for.
+#[inline(always)]
+pub fn own_cookie() -> u64 {
+    // SAFETY: a static that the loader changes after compilation.
+    unsafe { read_volatile(addr_of!(NETNS_COOKIE)) }
+}
+
 /// What arrives, and its family; `None` if it is not TCP.
 #[inline(always)]
 fn arrival(ctx: *mut bpf_sk_lookup) -> Option<(Arrival, u32)> {
     // All of them before the choice: the compiler would choose between addresses in the context, which
     // the verifier refuses.
     // SAFETY: reads of context fields of their own width; volatile, so that the compiler does not
-    // merge them. The cookie is a static that the loader changes after compilation.
-    let (family, protocol, local_v4, remote_v4, local_v6, remote_v6, port, ifindex, netns_cookie) = unsafe {
+    // merge them.
+    let (family, protocol, local_v4, remote_v4, local_v6, remote_v6, port, ifindex) = unsafe {
         (
             read_volatile(addr_of!((*ctx).family)),
             read_volatile(addr_of!((*ctx).protocol)),
@@ -134,7 +144,6 @@ fn arrival(ctx: *mut bpf_sk_lookup) -> Option<(Arrival, u32)> {
             ],
             read_volatile(addr_of!((*ctx).local_port)),
             read_volatile(addr_of!((*ctx).ingress_ifindex)),
-            read_volatile(addr_of!(NETNS_COOKIE)),
         )
     };
     if protocol != IPPROTO_TCP {
@@ -149,12 +158,19 @@ fn arrival(ctx: *mut bpf_sk_lookup) -> Option<(Arrival, u32)> {
         _ => return None,
     };
     let mut arrival = Arrival {
-        netns_cookie,
+        netns_cookie: own_cookie(),
         local: [0; 16],
         remote: [0; 16],
         port: (port as u16).to_be_bytes(),
         ingress_ifindex: ifindex,
     };
+    set_addrs(&mut arrival, local, remote);
+    Some((arrival, family))
+}
+
+/// Fills in addresses as they are in the network.
+#[inline(always)]
+pub fn set_addrs(arrival: &mut Arrival, local: [u32; 4], remote: [u32; 4]) {
     // By words: byte arrays become one stack slot a byte.
     // SAFETY: both addresses are 16 bytes; unaligned writes need nothing else.
     unsafe {
@@ -169,5 +185,4 @@ fn arrival(ctx: *mut bpf_sk_lookup) -> Option<(Arrival, u32)> {
             .cast::<[u32; 4]>()
             .write_unaligned(remote);
     }
-    Some((arrival, family))
 }

@@ -344,6 +344,31 @@ fn an_interface_that_is_left_out_is_followed_by_its_number() {
 }
 
 #[test]
+fn what_virtual_machines_send_is_taken_where_the_kernel_can() {
+    for is_old_kernel in [false, true] {
+        let mut agent = Agent::new(FakeDatapath {
+            is_old_kernel,
+            ..FakeDatapath::default()
+        });
+        agent.handle_config(parse(
+            "pods: [{name: default/a, netns: /run/netns/a, annotations: \
+             {istio.io/reroute-virtual-interfaces: k6t0}}]",
+        ));
+        let mut namespace = found(1).expect("it is there");
+        namespace.interfaces.insert("k6t0".to_owned(), 7);
+        agent.handle_lookups(lookups([("a", Ok(namespace))]));
+        agent.converge().expect("the fake takes it");
+        let state = &agent.datapath().state;
+        let key = InterfaceKey::new(1, 7);
+        // What arrives by it is no inbound traffic, on any kernel.
+        assert_eq!(state.virtual_interfaces, [key].into());
+        assert_eq!(state.virtual_links.contains(&key), !is_old_kernel);
+        let step = agent.converge().expect("the fake takes it");
+        assert_eq!(step.ops, 0, "and that is all");
+    }
+}
+
+#[test]
 fn routes_are_asked_for_and_followed_where_an_interface_is_left_out() {
     let mut agent = Agent::new(FakeDatapath::default());
     agent.handle_config(parse(

@@ -263,6 +263,10 @@ impl Datapath for SharedFake {
         self.with(Datapath::keep_ways_back)
     }
 
+    fn serves_virtual_machines(&self) -> bool {
+        self.with(|fake| fake.serves_virtual_machines())
+    }
+
     fn hop_stats(&self) -> Result<Vec<HopRow>, DatapathError> {
         self.with(|fake| fake.hop_stats())
     }

@@ -154,8 +154,15 @@ pub(super) fn parse_annotations(
     };
 
     let mut blocking = blocking_notices(annotations, &proxy);
+    if interception == Interception::Tproxy && !policy.virtual_interfaces.is_empty() {
+        let effect = "TPROXY comes before the rules for virtual machines and takes what they send as inbound, so \
+                      the pod is left to iptables";
+        blocking.push(Notice {
+            annotation: INTERCEPTION_MODE,
+            effect,
+        });
+    }
     let is_left_alone = !blocking.is_empty();
-    blocking.extend(harmless_notices(annotations));
     let asks_for_dns = !matches!(proxy.dns()?, DnsMetadata::Unspecified | DnsMetadata::Off);
     if asks_for_dns && policy.dns == DnsCapture::Unspecified {
         let effect = "DNS stays with iptables, because no dnsServers are given";
@@ -209,14 +216,14 @@ fn parse_policy(
     };
 
     let list = |name: &str| annotations.get(name).map_or("", String::as_str);
+    // The older name does not count beside the other one.
+    let virtual_interfaces = annotations
+        .get(REROUTE_INTERFACES)
+        .map_or(list(KUBEVIRT_INTERFACES), String::as_str);
     Ok(TrafficPolicy {
         app_acceleration: parse_acceleration(annotations)?,
-        // What arrives from a virtual machine is for the rules underneath, which call it outbound (I2).
-        exclude_interfaces: items(list(EXCLUDE_INTERFACES))
-            .chain(items(list(KUBEVIRT_INTERFACES)))
-            .chain(items(list(REROUTE_INTERFACES)))
-            .map(str::to_owned)
-            .collect(),
+        exclude_interfaces: items(list(EXCLUDE_INTERFACES)).map(str::to_owned).collect(),
+        virtual_interfaces: items(virtual_interfaces).map(str::to_owned).collect(),
         exclude_outbound_ports,
         exclude_outbound_ranges: parse_ranges(
             EXCLUDE_OUTBOUND_RANGES,
@@ -312,22 +319,6 @@ fn blocking_notices(annotations: &Annotations, proxy: &ProxyConfig) -> Vec<Notic
 fn starts_in_loopback(item: &str) -> bool {
     let addr = item.split_once('/').map_or(item, |(addr, _)| addr);
     addr.parse::<IpAddr>().is_ok_and(|addr| addr.is_loopback())
-}
-
-// Rules on interfaces of virtual machines: their packets come from no socket of this node, so that the
-// rules underneath go on to serve them.
-fn harmless_notices(annotations: &Annotations) -> impl Iterator<Item = Notice> {
-    let effect = "traffic of virtual machines stays with iptables";
-    [KUBEVIRT_INTERFACES, REROUTE_INTERFACES]
-        .into_iter()
-        .filter(|name| has_items(annotations, name))
-        .map(move |annotation| Notice { annotation, effect })
-}
-
-fn has_items(annotations: &Annotations, name: &str) -> bool {
-    annotations
-        .get(name)
-        .is_some_and(|list| items(list).next().is_some())
 }
 
 fn parse_ports(annotation: &'static str, list: &str) -> Result<BTreeSet<u16>, AnnotationError> {

@@ -213,6 +213,7 @@ fn reads_port_and_range_annotations_as_istio_does() {
     }
     let default = || TrafficPolicy {
         exclude_interfaces: BTreeSet::new(),
+        virtual_interfaces: BTreeSet::new(),
         exclude_outbound_ports: ports(&[15020]),
         exclude_outbound_ranges: BTreeSet::new(),
         include_outbound_ports: BTreeSet::new(),
@@ -267,6 +268,21 @@ fn reads_port_and_range_annotations_as_istio_does() {
             "interfaces left out",
             &[(INTERFACES, " eth1,, net+ ")],
             |policy| policy.exclude_interfaces = ["eth1", "net+"].map(str::to_owned).into(),
+        ),
+        case(
+            "interfaces of virtual machines",
+            &[(KUBEVIRT, " k6t0,, k6t1 ")],
+            |policy| policy.virtual_interfaces = ["k6t0", "k6t1"].map(str::to_owned).into(),
+        ),
+        case(
+            "interfaces of virtual machines by both names",
+            &[(KUBEVIRT, "k6t0"), (REROUTE, "net1")],
+            |policy| policy.virtual_interfaces = ["net1".to_owned()].into(),
+        ),
+        case(
+            "interfaces of virtual machines taken back by the newer name",
+            &[(KUBEVIRT, "k6t0"), (REROUTE, "")],
+            |_| (),
         ),
         case("no interfaces left out", &[(INTERFACES, " , ")], |_| ()),
         case("wildcards", &[(RANGES, " * "), (INBOUND, "*")], |_| ()),
@@ -467,9 +483,15 @@ fn leaves_alone_what_it_would_capture_wrongly() {
         },
         Case {
             name: "virtual machines",
-            annotations: &[("traffic.sidecar.istio.io/kubevirtInterfaces", "k6t-0")],
+            annotations: &[(KUBEVIRT, "k6t-0")],
             is_accelerated: true,
-            noticed: &["traffic.sidecar.istio.io/kubevirtInterfaces"],
+            noticed: &[],
+        },
+        Case {
+            name: "virtual machines in TPROXY mode",
+            annotations: &[(REROUTE, "k6t-0"), (MODE, "TPROXY")],
+            is_accelerated: false,
+            noticed: &[MODE],
         },
         Case {
             name: "ambient",
@@ -620,6 +642,8 @@ fn refuses_bad_annotations() {
 
 const ACCELERATE: &str = "isthmus.io/accelerate-application";
 const CONFIG: &str = "proxy.istio.io/config";
+const KUBEVIRT: &str = "traffic.sidecar.istio.io/kubevirtInterfaces";
+const REROUTE: &str = "istio.io/reroute-virtual-interfaces";
 const INTERFACES: &str = "traffic.sidecar.istio.io/excludeInterfaces";
 const EXCLUDED: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
 const INBOUND: &str = "traffic.sidecar.istio.io/includeInboundPorts";

@@ -18,6 +18,9 @@ pub struct TrafficPolicy {
     /// Interfaces of which no connection is taken, neither what arrives nor what leaves, by name; one that ends
     /// in `+` stands for all that begin like it.
     pub exclude_interfaces: BTreeSet<String>,
+    /// Interfaces by which virtual machines send, by name as above: what arrives by them for one of
+    /// `include_outbound_ranges` is taken as what leaves the pod, before all other rules, and nothing else is.
+    pub virtual_interfaces: BTreeSet<String>,
     /// Destination ports that leave, whoever dials them.
     pub exclude_outbound_ports: BTreeSet<u16>,
     /// Destination ranges that leave.

@@ -133,9 +133,10 @@ fn annotations() -> impl Strategy<Value = BTreeMap<String, String>> {
         option::of(ports()),
         option::of(prop_oneof![all(), ranges()]),
         prop_oneof![2 => Just(None), 1 => interfaces.prop_map(Some)],
+        prop_oneof![3 => Just(None), 1 => select(vec!["eth0", "eth1", "eth1,eth2"]).prop_map(Some)],
     );
     values.prop_map(
-        |(without_in, without_out, without, inbound, outbound, ranges, interfaces)| {
+        |(without_in, without_out, without, inbound, outbound, ranges, interfaces, virtuals)| {
             let named = [
                 ("excludeInboundPorts", without_in),
                 ("excludeInterfaces", interfaces),
@@ -144,6 +145,7 @@ fn annotations() -> impl Strategy<Value = BTreeMap<String, String>> {
                 ("includeInboundPorts", inbound),
                 ("includeOutboundPorts", outbound),
                 ("includeOutboundIPRanges", ranges),
+                ("kubevirtInterfaces", virtuals.map(str::to_owned)),
             ];
             given(named.map(|(name, value)| (format!("traffic.sidecar.istio.io/{name}"), value)))
         },
@@ -244,7 +246,12 @@ pub(super) fn exit(attempt: &Attempt) -> &'static str {
 
 pub(super) fn visit() -> impl Strategy<Value = Visit> {
     let v4 = (
-        select(vec![SERVER_V4, UNKNOWN_SERVER_V4]),
+        // The last one is for somebody else.
+        select(vec![
+            SERVER_V4,
+            UNKNOWN_SERVER_V4,
+            Ipv4Addr::new(198, 19, 9, 9),
+        ]),
         select(vec![
             CLIENT_V4,
             SERVER_V4,
@@ -254,7 +261,11 @@ pub(super) fn visit() -> impl Strategy<Value = Visit> {
     );
     let v4 = v4.prop_map(|(local, remote)| (IpAddr::V4(local), IpAddr::V4(remote)));
     let v6 = (
-        select(vec![SERVER_V6, UNKNOWN_SERVER_V6]),
+        select(vec![
+            SERVER_V6,
+            UNKNOWN_SERVER_V6,
+            Ipv6Addr::new(0xfd19, 9, 0, 0, 0, 0, 0, 9),
+        ]),
         select(vec![
             CLIENT_V6,
             SERVER_V6,

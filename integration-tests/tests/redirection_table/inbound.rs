@@ -8,9 +8,6 @@ use crate::row::{Row, app, arriving, proxy, row};
 /// `INBOUND_TPROXY_MARK`
 const TPROXY_MARK: libc::c_int = 1337;
 
-const FORWARDED: &str =
-    "what a virtual machine sends is forwarded: no socket of this node dials or takes it";
-
 pub(crate) fn rows() -> Vec<Row> {
     [interfaces(), ports()].into_iter().flatten().collect()
 }
@@ -82,19 +79,39 @@ fn interfaces() -> Vec<Row> {
             ]),
         row("I2: what a virtual machine sends is outbound traffic of its pod")
             .annotation("kubevirtInterfaces", "k6t0")
-            .never_alone(FORWARDED)
             .dials([
                 app(Addr::Vip, 80)
                     .from(Place::Vm)
                     .only(NO_MAPPED)
                     .is_outbound(),
+                app(Addr::Pod, 8080)
+                    .from(Place::Vm)
+                    .only(NO_MAPPED)
+                    .is_outbound(),
                 app(Addr::Vip, 80).is_outbound(),
+                app(Addr::Vm, 80).bound_to(Addr::Pod).is_outbound(),
                 arriving(Addr::Pod, 8080).is_inbound(),
+            ]),
+        row("I2: no exclusion counts for it")
+            .annotation("kubevirtInterfaces", "k6t0")
+            .annotation("excludeOutboundPorts", "3306")
+            .annotation("excludeOutboundIPRanges", "198.19.9.0/24,fd19:9::/32")
+            .annotation("includeInboundPorts", "")
+            .dials([
+                app(Addr::Vip, 3306)
+                    .from(Place::Vm)
+                    .only(NO_MAPPED)
+                    .is_outbound(),
+                app(Addr::OtherRange, 80)
+                    .from(Place::Vm)
+                    .only(NO_MAPPED)
+                    .is_outbound(),
+                app(Addr::Vip, 3306).is_direct(),
+                app(Addr::OtherRange, 80).is_direct(),
             ]),
         row("I2: by the other annotation, and by range")
             .annotation("istio.io/reroute-virtual-interfaces", "k6t0")
             .annotation("includeOutboundIPRanges", "198.19.7.0/24,fd19:7::/32")
-            .never_alone(FORWARDED)
             .dials([
                 app(Addr::Vip, 80)
                     .from(Place::Vm)

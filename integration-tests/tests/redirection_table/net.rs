@@ -56,6 +56,8 @@ pub(crate) enum Addr {
     World,
     /// The other pod.
     Peer,
+    /// The virtual machine behind the pod.
+    Vm,
     /// 127.0.0.1 and `::1`.
     Loopback,
     /// 127.0.0.2; IPv6 has one loopback address only.
@@ -78,6 +80,7 @@ impl Addr {
             Self::BehindEth1 => (v4(3, 1), v6(3, 1)),
             Self::World => (v4(1, 1), v6(1, 1)),
             Self::Peer => (v4(2, 2), v6(2, 2)),
+            Self::Vm => (v4(4, 2), v6(4, 2)),
             Self::Loopback => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
             Self::OtherLoopback => (Ipv4Addr::new(127, 0, 0, 2), Ipv6Addr::LOCALHOST),
             Self::EnvoySource => (

@@ -14,15 +14,6 @@ pub(crate) struct Row {
     pub(crate) name: &'static str,
     pub(crate) settings: PodSettings,
     pub(crate) dials: Vec<Dial>,
-    pub(crate) alone: Alone,
-}
-
-/// Whether the accelerator does without iptables what the row says.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Alone {
-    Same,
-    /// It cannot; why.
-    Never(&'static str),
 }
 
 /// A row in a pod that says nothing of itself.
@@ -31,7 +22,6 @@ pub(crate) fn row(name: &'static str) -> Row {
         name,
         settings: PodSettings::default(),
         dials: Vec::new(),
-        alone: Alone::Same,
     }
 }
 
@@ -70,11 +60,6 @@ impl Row {
 
     pub(crate) fn dials<const N: usize>(mut self, dials: [Dial; N]) -> Self {
         self.dials.extend(dials);
-        self
-    }
-
-    pub(crate) fn never_alone(mut self, why: &'static str) -> Self {
-        self.alone = Alone::Never(why);
         self
     }
 }
@@ -179,7 +164,8 @@ impl Dial {
             | Addr::OtherNameServer
             | Addr::BehindEth1
             | Addr::World
-            | Addr::Peer => false,
+            | Addr::Peer
+            | Addr::Vm => false,
         };
         let place = if is_own { Place::Pod } else { Place::World };
         self.answered_by(place, Role::Direct)

@@ -58,6 +58,10 @@ impl Rules for Table {
         self.interfaces.contains(key)
     }
 
+    fn is_virtual(&self, _: &InterfaceKey) -> bool {
+        panic!("what virtual machines send is not dialled here")
+    }
+
     fn exit(&self, key: &CidrKey) -> Option<u32> {
         // Keys are in the order of their lengths.
         let mut routes = self.routes.iter().rev();

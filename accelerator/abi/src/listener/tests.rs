@@ -23,6 +23,8 @@ const CLIENT_V6: [u8; 16] = v6(9);
 struct Loaded {
     addrs: BTreeMap<[u8; 16], u64>,
     interfaces: BTreeSet<InterfaceKey>,
+    virtual_interfaces: BTreeSet<InterfaceKey>,
+    ranges: BTreeSet<CidrKey>,
     pods: BTreeMap<u64, PodConfig>,
     ports: BTreeSet<PortKey>,
 }
@@ -44,8 +46,9 @@ impl Rules for Loaded {
         panic!("no group matters to what arrives")
     }
 
-    fn has_addr(&self, _: &CidrKey) -> bool {
-        panic!("no range matters to what arrives")
+    fn has_addr(&self, key: &CidrKey) -> bool {
+        assert_eq!(key.list(), RuleList::INCLUDE_OUTBOUND);
+        self.ranges.iter().any(|range| range.covers(key))
     }
 
     fn exit(&self, _: &CidrKey) -> Option<u32> {
@@ -54,6 +57,10 @@ impl Rules for Loaded {
 
     fn has_interface(&self, key: &InterfaceKey) -> bool {
         self.interfaces.contains(key)
+    }
+
+    fn is_virtual(&self, key: &InterfaceKey) -> bool {
+        self.virtual_interfaces.contains(key)
     }
 }
 
@@ -236,6 +243,123 @@ fn what_a_proxy_dials_for_its_client_looks_like_the_client() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table, one case after the other")]
+fn what_virtual_machines_send_is_outbound() {
+    use InboundPass::{AlreadyRedirected, FromPodItself, NoIpv6Rules, NotInPod, NotIncluded};
+    const K6T0: u32 = 4;
+    const VM: [u8; 16] = v4_mapped([198, 18, 4, 2]);
+    const VIP: [u8; 16] = v4_mapped([198, 19, 7, 9]);
+    let with = |flags: PodFlags| {
+        let flags = flags.with(PodFlags::VIRTUAL_INTERFACES);
+        let range = CidrKey::v4(NETNS, RuleList::INCLUDE_OUTBOUND, [198, 19, 7, 0], 24);
+        let key = InterfaceKey::new(NETNS, K6T0);
+        Loaded {
+            virtual_interfaces: [key].into(),
+            // I1 comes after I2.
+            interfaces: [key].into(),
+            ranges: [range].into(),
+            ..loaded(flags, RuleList::EXCLUDE_INBOUND, &[80])
+        }
+    };
+    let all = || with(PodFlags::OUTBOUND_ALL.with(PodFlags::INBOUND_ALL));
+    let ranges = || with(PodFlags::INBOUND_ALL);
+    let by_vm = |local, port| Arrival {
+        local,
+        remote: VM,
+        ingress_ifindex: K6T0,
+        ..to(port)
+    };
+    let v6 = Arrival {
+        local: v6(77),
+        remote: CLIENT_V6,
+        ..by_vm(VIP, 80)
+    };
+    let other = v4_mapped([198, 19, 9, 9]);
+    let preparing = || {
+        let mut rules = all();
+        let pods = rules.pods.into_iter();
+        rules.pods = pods.map(|(netns, pod)| (netns, pod.preparing())).collect();
+        rules
+    };
+    let outbound = InboundVerdict::SteerOutbound;
+    let pass = InboundVerdict::Pass;
+    let cases = [
+        ("to anywhere", all(), by_vm(VIP, 80), outbound),
+        ("to the pod itself", all(), by_vm(POD, 8080), outbound),
+        ("to the tunnel", all(), by_vm(VIP, 15_008), outbound),
+        (
+            "to a port of the sidecar",
+            all(),
+            by_vm(VIP, 15_006),
+            outbound,
+        ),
+        (
+            "redirected by iptables",
+            all(),
+            by_vm(POD, 15_001),
+            outbound,
+        ),
+        ("to a range", ranges(), by_vm(VIP, 80), outbound),
+        (
+            "to another range",
+            ranges(),
+            by_vm(other, 80),
+            pass(NotIncluded),
+        ),
+        (
+            "to the pod, in no range",
+            ranges(),
+            by_vm(POD, 8080),
+            pass(NotIncluded),
+        ),
+        ("IPv6 without rules", all(), v6, pass(NoIpv6Rules)),
+        (
+            "IPv6",
+            with(PodFlags::OUTBOUND_ALL.with(PodFlags::IPV6)),
+            v6,
+            outbound,
+        ),
+        (
+            "an IPv6 address of that interface, dialled by the pod",
+            with(PodFlags::OUTBOUND_ALL.with(PodFlags::IPV6)),
+            Arrival {
+                local: POD_V6,
+                remote: POD_V6,
+                ..v6
+            },
+            pass(FromPodItself),
+        ),
+        (
+            "while it is prepared",
+            preparing(),
+            by_vm(VIP, 80),
+            pass(NotInPod),
+        ),
+        (
+            "by another interface",
+            all(),
+            Arrival {
+                ingress_ifindex: ETH0,
+                ..by_vm(POD, 8080)
+            },
+            InboundVerdict::Steer,
+        ),
+        (
+            "by another interface, to the inbound listener",
+            all(),
+            Arrival {
+                ingress_ifindex: ETH0,
+                ..by_vm(POD, 15_006)
+            },
+            pass(AlreadyRedirected),
+        ),
+    ];
+    for (name, rules, arrival, expected) in cases {
+        assert_eq!(decide_inbound(&arrival, &rules), expected, "{name}");
+    }
+}
+
+#[test]
 fn a_listener_has_one_place_by_what_it_can_take() {
     let cases = [
         ("0.0.0.0", v4_mapped([0; 4]), Some(ListenerKind::V4)),
@@ -249,15 +373,18 @@ fn a_listener_has_one_place_by_what_it_can_take() {
         assert_eq!(ListenerKind::of(&addr), kind, "{name}");
     }
 
-    let all: Vec<ListenerKey> = ListenerKey::all_of(NETNS).collect();
+    let outbound = ListenerKey::outbound_of(NETNS);
+    let all: Vec<ListenerKey> = ListenerKey::inbound_of(NETNS).chain(outbound).collect();
     let distinct: BTreeSet<&ListenerKey> = all.iter().collect();
     assert_eq!(distinct.len(), all.len());
     for cookie in [0, 1, 4_097, u64::MAX] {
-        let key = ListenerKey::of_socket(NETNS, ListenerKind::ANY, cookie);
-        assert!(
-            all.contains(&key),
-            "{cookie}: what is forgotten is everything"
-        );
+        for kind in [ListenerKind::ANY, ListenerKind::V6.outbound()] {
+            let key = ListenerKey::of_socket(NETNS, kind, cookie);
+            assert!(
+                all.contains(&key),
+                "{cookie}: what is forgotten is everything"
+            );
+        }
     }
 }
 
@@ -305,6 +432,7 @@ fn loaded(flags: PodFlags, list: RuleList, ports: &[u16]) -> Loaded {
         interfaces: [InterfaceKey::new(NETNS, NET1)].into(),
         pods: [(NETNS, config)].into(),
         ports: ports.iter().map(key).collect(),
+        ..Loaded::default()
     }
 }
 

@@ -260,6 +260,39 @@ fn orders_operations() {
             desired: policy(&[(include, 443)]),
             ops: &["-include_outbound 80", "+include_outbound 443", "+pod 1"],
         },
+        Case {
+            name: "a pod with a virtual machine appears",
+            loaded: State::default(),
+            desired: with_vm(policy(&[])),
+            ops: &[
+                "+addr 1",
+                "+interface 5",
+                "+virtual interface 6",
+                "+pod 1, preparing",
+                "+netns 1",
+                "+virtual link 6",
+                "+pod 1",
+            ],
+        },
+        Case {
+            name: "and goes",
+            loaded: with_vm(policy(&[])),
+            desired: State::default(),
+            ops: &[
+                "-pod 1",
+                "-virtual link 6",
+                "-netns 1",
+                "-addr 1",
+                "-interface 5",
+                "-virtual interface 6",
+            ],
+        },
+        Case {
+            name: "a virtual machine comes to a pod",
+            loaded: steered(policy(&[])),
+            desired: with_vm(policy(&[])),
+            ops: &["+virtual interface 6", "+virtual link 6"],
+        },
     ];
 
     for Case {
@@ -285,6 +318,8 @@ fn pod(cookie: u64, config: PodConfig, rules: &[(RuleList, u16)], addrs: &[u8]) 
         ports: rules.iter().map(key).collect(),
         routes: BTreeMap::new(),
         steered: BTreeSet::new(),
+        virtual_interfaces: BTreeSet::new(),
+        virtual_links: BTreeSet::new(),
     }
 }
 
@@ -326,6 +361,16 @@ fn steered(state: State) -> State {
     }
 }
 
+// With a virtual machine behind interface 6.
+fn with_vm(state: State) -> State {
+    let key = InterfaceKey::new(1, 6);
+    State {
+        virtual_interfaces: [key].into(),
+        virtual_links: [key].into(),
+        ..steered(state)
+    }
+}
+
 fn preparing(state: State) -> State {
     let pods = state.pods.into_iter();
     State {
@@ -348,6 +393,10 @@ fn render_op(op: &MapOp) -> String {
         MapOp::RemoveGroup(key) => format!("-{} group {}", key.list.name(), key.gid),
         MapOp::PutInterface(key) => format!("+interface {}", key.ifindex()),
         MapOp::RemoveInterface(key) => format!("-interface {}", key.ifindex()),
+        MapOp::PutVirtualInterface(key) => format!("+virtual interface {}", key.ifindex()),
+        MapOp::RemoveVirtualInterface(key) => format!("-virtual interface {}", key.ifindex()),
+        MapOp::AttachVirtual(key) => format!("+virtual link {}", key.ifindex()),
+        MapOp::DetachVirtual(key) => format!("-virtual link {}", key.ifindex()),
         MapOp::PutRoute { key, ifindex } => format!("+route {} by {ifindex}", render_range(key)),
         MapOp::RemoveRoute(key) => format!("-route {}", render_range(key)),
         MapOp::AttachNetns { netns_cookie } => format!("+netns {netns_cookie}"),

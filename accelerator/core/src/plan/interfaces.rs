@@ -17,9 +17,18 @@ pub type Routes = BTreeMap<IpRange, BTreeSet<u32>>;
 /// A name that ends in `+` stands for all that begin like it, as in iptables. Interfaces that are not
 /// there yet have no number, and no connections either.
 pub(super) fn excluded_interfaces(pod: &ResolvedPod) -> BTreeSet<InterfaceKey> {
+    named(&pod.policy.exclude_interfaces, pod)
+}
+
+/// Returns the interfaces of a pod by which virtual machines send (I2).
+pub(super) fn virtual_interfaces(pod: &ResolvedPod) -> BTreeSet<InterfaceKey> {
+    named(&pod.policy.virtual_interfaces, pod)
+}
+
+fn named(patterns: &BTreeSet<String>, pod: &ResolvedPod) -> BTreeSet<InterfaceKey> {
     let named = |pattern: &String| ifindexes(pattern, &pod.interfaces);
-    let excluded = pod.policy.exclude_interfaces.iter().flat_map(named);
-    excluded
+    let found = patterns.iter().flat_map(named);
+    found
         .map(|ifindex| InterfaceKey::new(pod.netns_cookie, ifindex))
         .collect()
 }

@@ -27,6 +27,7 @@ fn turns_a_policy_into_entries() {
         owner_groups: GroupCapture::Only([2000].into()),
         direct_loopback: LoopbackRange::parse("127.0.0.0/8").expect("a range"),
         exclude_interfaces: ["net+".to_owned()].into(),
+        virtual_interfaces: BTreeSet::new(),
     };
     let addrs = ["198.18.0.1", "2001:db8::1"].map(|addr| addr.parse().expect(addr));
     let pod = ResolvedPod {
@@ -399,6 +400,7 @@ fn resolved(netns_cookie: u64, hosts: &[u8]) -> ResolvedPod {
 fn policy() -> TrafficPolicy {
     TrafficPolicy {
         exclude_interfaces: BTreeSet::new(),
+        virtual_interfaces: BTreeSet::new(),
         dns: DnsCapture::Unspecified,
         exclude_outbound_ports: [15020].into(),
         exclude_outbound_ranges: BTreeSet::new(),

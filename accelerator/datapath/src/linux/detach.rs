@@ -73,16 +73,18 @@ impl DetachReport {
 ///
 /// # Errors
 ///
-/// Returns [`DatapathError::Kernel`] for what could not be removed; calling it again goes on. Returns
-/// [`DatapathError::WayBack`] when everything but that is gone.
+/// Returns [`DatapathError::Kernel`] for what could not be removed; calling it again goes on. What was made in
+/// the namespace of a pod and could not be removed is told when everything else is gone.
 pub fn detach(
     pin_dir: &Path,
     patience: &Patience,
     progress: &mut dyn FnMut(Unread),
 ) -> Result<DetachReport, DatapathError> {
     let installation = Installation::at(pin_dir);
-    // First, since it is found by the links. What fails here keeps nothing else from going.
-    let withdrawn = installation.withdraw_ways_back();
+    // First, since the namespaces are found by the links. What fails here keeps nothing else from going.
+    let withdrawn = installation
+        .withdraw_ways_back()
+        .and(installation.withdraw_rules());
     installation.unhook(Duty::NewTraffic)?;
     installation.stop_skipping_tcp()?;
     let stopped = Instant::now();

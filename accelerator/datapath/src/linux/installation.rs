@@ -14,6 +14,7 @@ use super::{
     netns,
     pins::Pins,
     sys::{self, LinkFacts},
+    virtual_machines,
 };
 use crate::DatapathError;
 
@@ -37,10 +38,11 @@ impl Duty {
         const SENDMSG4: u32 = 14;
         const SENDMSG6: u32 = 15;
         const SK_LOOKUP: u32 = 36;
+        const TCX_INGRESS: u32 = 46;
         match link.attach_type {
-            Some(BIND4 | BIND6 | CONNECT4 | CONNECT6 | SENDMSG4 | SENDMSG6 | SK_LOOKUP) => {
-                Self::NewTraffic
-            }
+            Some(
+                BIND4 | BIND6 | CONNECT4 | CONNECT6 | SENDMSG4 | SENDMSG6 | SK_LOOKUP | TCX_INGRESS,
+            ) => Self::NewTraffic,
             Some(_) | None => Self::LiveSockets,
         }
     }
@@ -126,6 +128,11 @@ impl Installation {
             outcome = outcome.and(netns::withdraw_way_back(&self.pins, cookie, None));
         }
         outcome
+    }
+
+    /// Removes what was made in the namespaces of pods with virtual machines. Call it before the links go.
+    pub(crate) fn withdraw_rules(&self) -> Result<(), DatapathError> {
+        virtual_machines::withdraw(&self.pins)
     }
 
     /// Makes every message go by TCP from here on, and keeps new sockets out of the sockmap.
@@ -265,6 +272,7 @@ mod tests {
             ("cgroup/sendmsg4", Some(14), Duty::NewTraffic),
             ("cgroup/sendmsg6", Some(15), Duty::NewTraffic),
             ("sk_lookup", Some(36), Duty::NewTraffic),
+            ("tcx/ingress", Some(46), Duty::NewTraffic),
             ("sock_ops", Some(3), Duty::LiveSockets),
             ("cgroup/recvmsg4", Some(19), Duty::LiveSockets),
             ("cgroup/getsockopt", Some(21), Duty::LiveSockets),

@@ -26,6 +26,7 @@ use super::{
     pins::Pins,
     sys::{self, AttachType},
     version::Version,
+    virtual_machines,
 };
 use crate::{DatapathError, defects::check_sockmap};
 
@@ -39,6 +40,8 @@ pub(crate) enum Hook {
     Cgroup(AttachType),
     /// To the network namespace of each pod, as an instance of its own.
     Netns,
+    /// To each interface of virtual machines, as an instance of its own.
+    Interface,
     /// To the sockmap, which holds it.
     Sockmap(AttachType),
     /// Nowhere: run by the agent.
@@ -59,6 +62,7 @@ impl Hook {
             program::GETSOCKOPT => Self::Cgroup(AttachType::CgroupGetsockopt),
             program::SOCK_OPS => Self::Cgroup(AttachType::CgroupSockOps),
             program::SK_LOOKUP => Self::Netns,
+            program::VIRTUAL => Self::Interface,
             program::SK_MSG => Self::Sockmap(AttachType::SkMsgVerdict),
             _ => Self::None,
         }
@@ -77,6 +81,7 @@ impl Hook {
             Self::Cgroup(AttachType::CgroupGetsockopt) => "cgroup/getsockopt",
             Self::Cgroup(_) => "sock_ops",
             Self::Netns => "sk_lookup",
+            Self::Interface => "tcx/ingress",
             Self::Sockmap(_) => "sk_msg",
             Self::None => "test_run",
         }
@@ -341,8 +346,10 @@ fn settle(
         }
     }
     // Before the pin, so that whoever is interrupted begins anew.
-    if Hook::of(name) == Hook::Netns {
-        netns::replace_instances(pins, version)?;
+    match Hook::of(name) {
+        Hook::Netns => netns::replace_instances(pins, version)?,
+        Hook::Interface => virtual_machines::replace_instances(pins, version)?,
+        Hook::Cgroup(_) | Hook::Sockmap(_) | Hook::None => {}
     }
     Pins::unpin(&path)?;
     sys::pin(fresh.as_fd(), &path).map_err(failed("pinning"))?;
@@ -361,7 +368,7 @@ fn attach(
         source,
     };
     match Hook::of(name) {
-        Hook::None | Hook::Netns => Ok(()),
+        Hook::None | Hook::Netns | Hook::Interface => Ok(()),
         // Replaces; the sockets that are in the map keep the program that they came in with.
         Hook::Sockmap(hook) => sys::attach_to_map(program, sockets, hook).map_err(failed),
         Hook::Cgroup(hook) => {

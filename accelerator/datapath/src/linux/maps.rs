@@ -262,6 +262,7 @@ pub(crate) struct Maps {
     pub(crate) counters: TypedMap<u32, u64>,
     pub(crate) settings: TypedMap<u32, Settings>,
     pub(crate) interfaces: TypedMap<InterfaceKey, u32>,
+    pub(crate) virtual_interfaces: TypedMap<InterfaceKey, u32>,
     pub(crate) listeners: TypedMap<ListenerKey, u64>,
 }
 
@@ -286,6 +287,7 @@ impl Maps {
             counters: TypedMap::open(pins, map::COUNTERS)?,
             settings: TypedMap::open(pins, map::SETTINGS)?,
             interfaces: TypedMap::open(pins, map::EXCLUDED_INTERFACES)?,
+            virtual_interfaces: TypedMap::open(pins, map::VIRTUAL_INTERFACES)?,
             listeners: TypedMap::open(pins, map::LISTENERS)?,
         })
     }

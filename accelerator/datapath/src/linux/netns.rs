@@ -19,7 +19,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     thread,
 };
 
@@ -49,7 +49,7 @@ pub(crate) enum Presence {
 /// Steers what arrives in the namespace behind `path`, if it is the one with this cookie. The
 /// listeners that are there already are found first, so that none of them is missed.
 pub(crate) fn attach(pins: &Pins, cookie: u64, path: &Path) -> Result<Presence, DatapathError> {
-    let program = instance(pins, cookie, &Version::built_in())?;
+    let program = instance(pins, cookie, program::SK_LOOKUP, &Version::built_in())?;
     let found = in_namespace(cookie, path, |netns| {
         run_over_sockets(pins)?;
         let link = sys::create_link(program.as_fd(), netns, AttachType::SkLookup, Place::Last);
@@ -73,7 +73,8 @@ pub(crate) fn detach(
         sys::detach_link(link.as_fd()).map_err(failed("detaching", &pin))?;
     }
     Pins::unpin(&pin)?;
-    for key in ListenerKey::all_of(cookie) {
+    let outbound = ListenerKey::outbound_of(cookie);
+    for key in ListenerKey::inbound_of(cookie).chain(outbound) {
         listeners.remove(&key)?;
     }
     Ok(())
@@ -108,15 +109,7 @@ pub(crate) fn withdraw_way_back(
     cookie: u64,
     known: Option<&Path>,
 ) -> Result<(), DatapathError> {
-    let pin = pins.netns_link(cookie);
-    let Ok(link) = sys::open_pinned(&pin) else {
-        return Ok(());
-    };
-    let facts = sys::link_facts(link.as_fd()).map_err(failed("asking about", &pin))?;
-    let Some(path) = facts
-        .netns_inode
-        .and_then(|inode| files::find(inode, known))
-    else {
+    let Some(path) = file_of(pins, cookie, known)? else {
         return Ok(());
     };
     in_namespace(cookie, &path, |_| {
@@ -134,20 +127,50 @@ fn no_way_back(action: &'static str, netns: &Path) -> impl FnOnce(WayBackError) 
     }
 }
 
-/// Looks for the listeners of a pod of which none is known: of one that began to listen before, or
-/// that outlived one that came later.
+/// Looks for the listeners of a pod if none is known, of those that it needs: for one that began to listen
+/// before, or that outlived one that came later.
 pub(crate) fn find_listeners(
     pins: &Pins,
-    cookie: u64,
+    (cookie, pod): (u64, &PodConfig),
     path: &Path,
     listeners: &TypedMap<ListenerKey, u64>,
 ) -> Result<(), DatapathError> {
-    for key in ListenerKey::all_of(cookie) {
-        if listeners.get(&key)?.is_some() {
-            return Ok(());
-        }
+    let needs_outbound = pod.flags.has(PodFlags::VIRTUAL_INTERFACES);
+    let is_known = is_any_known(ListenerKey::inbound_of(cookie), listeners)?
+        && (!needs_outbound || is_any_known(ListenerKey::outbound_of(cookie), listeners)?);
+    if is_known {
+        return Ok(());
     }
     in_namespace(cookie, path, |_| run_over_sockets(pins)).map(drop)
+}
+
+fn is_any_known(
+    keys: impl Iterator<Item = ListenerKey>,
+    listeners: &TypedMap<ListenerKey, u64>,
+) -> Result<bool, DatapathError> {
+    for key in keys {
+        if listeners.get(&key)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Finds a file of the namespace of a link: where it is said to be, or among all that namespaces have. One
+/// that has none, nobody can enter.
+pub(super) fn file_of(
+    pins: &Pins,
+    cookie: u64,
+    known: Option<&Path>,
+) -> Result<Option<PathBuf>, DatapathError> {
+    let pin = pins.netns_link(cookie);
+    let Ok(link) = sys::open_pinned(&pin) else {
+        return Ok(None);
+    };
+    let facts = sys::link_facts(link.as_fd()).map_err(failed("asking about", &pin))?;
+    Ok(facts
+        .netns_inode
+        .and_then(|inode| files::find(inode, known)))
 }
 
 /// Returns the cookies of the namespaces that have a link.
@@ -171,7 +194,7 @@ pub(crate) fn replace_instances(pins: &Pins, version: &Version) -> Result<(), Da
     for cookie in attached(pins)? {
         let pin = pins.netns_link(cookie);
         let link = sys::open_pinned(&pin).map_err(failed("opening", &pin))?;
-        let program = instance(pins, cookie, version)?;
+        let program = instance(pins, cookie, program::SK_LOOKUP, version)?;
         match sys::update_link(link.as_fd(), program.as_fd()) {
             // The namespace is gone.
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Pins::unpin(&pin)?,
@@ -181,8 +204,13 @@ pub(crate) fn replace_instances(pins: &Pins, version: &Version) -> Result<(), Da
     Ok(())
 }
 
-/// Loads the program for one namespace, on the pinned maps.
-fn instance(pins: &Pins, cookie: u64, version: &Version) -> Result<OwnedFd, DatapathError> {
+/// Loads a program for one namespace, on the pinned maps.
+pub(super) fn instance(
+    pins: &Pins,
+    cookie: u64,
+    name: &'static str,
+    version: &Version,
+) -> Result<OwnedFd, DatapathError> {
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
@@ -195,12 +223,12 @@ fn instance(pins: &Pins, cookie: u64, version: &Version) -> Result<OwnedFd, Data
         .map_err(|source| DatapathError::Load {
             source: Box::new(source),
         })?;
-    load::load_program(&mut object, program::SK_LOOKUP)
+    load::load_program(&mut object, name)
 }
 
 /// Runs `work` in the namespace, on a thread of its own: one that has entered a namespace must never
 /// be reused.
-fn in_namespace(
+pub(super) fn in_namespace(
     cookie: u64,
     path: &Path,
     work: impl FnOnce(BorrowedFd<'_>) -> Result<(), DatapathError> + Send,

@@ -5,6 +5,7 @@
 //!  <pin dir>/programs/isthmus_connect4 …  one per program
 //!  <pin dir>/links/isthmus_connect4 …     one per cgroup hook: while it is there, the hook runs
 //!  <pin dir>/links/isthmus_sk_lookup-7 …  one per namespace of a pod, by cookie
+//!  <pin dir>/links/isthmus_virtual-7-3 …  one per interface of virtual machines, by cookie and number
 //! ```
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use isthmus_accel_abi::program;
+use isthmus_accel_abi::{InterfaceKey, program};
 
 use crate::DatapathError;
 
@@ -74,6 +75,22 @@ impl Pins {
     pub(crate) fn cookie_of_netns_link(name: &str) -> Option<u64> {
         let cookie = name.strip_prefix(program::SK_LOOKUP)?.strip_prefix('-')?;
         cookie.parse().ok()
+    }
+
+    /// The link to one interface.
+    pub(crate) fn interface_link(&self, key: InterfaceKey) -> PathBuf {
+        let (cookie, ifindex) = (key.netns_cookie(), key.ifindex());
+        self.link(&format!("{}-{cookie}-{ifindex}", program::VIRTUAL))
+    }
+
+    /// The inverse of [`Pins::interface_link`] for the name of a file; `None` for other links.
+    pub(crate) fn key_of_interface_link(name: &str) -> Option<InterfaceKey> {
+        let numbers = name.strip_prefix(program::VIRTUAL)?.strip_prefix('-')?;
+        let (cookie, ifindex) = numbers.split_once('-')?;
+        Some(InterfaceKey::new(
+            cookie.parse().ok()?,
+            ifindex.parse().ok()?,
+        ))
     }
 
     pub(crate) fn make_dirs(&self) -> Result<(), DatapathError> {

@@ -46,6 +46,7 @@ pub(crate) enum AttachType {
     CgroupInet4Getpeername = 29,
     CgroupInet6Getpeername = 30,
     SkLookup = 36,
+    TcxIngress = 46,
 }
 
 /// What the kernel says about a program.
@@ -60,7 +61,7 @@ pub(crate) struct ProgramFacts {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct LinkFacts {
     pub(crate) program_id: u32,
-    /// Number of the hook, for links to a cgroup or a network namespace.
+    /// Number of the hook, for links to a cgroup, a network namespace or an interface.
     pub(crate) attach_type: Option<u32>,
     /// Inode of the network namespace that it is linked to, while that is there.
     pub(crate) netns_inode: Option<u64>,
@@ -306,6 +307,15 @@ pub(crate) fn create_link(
     bpf(LINK_CREATE, &mut attr).map(owned)
 }
 
+/// Attaches a program to an interface of this thread's network namespace, behind those that are there.
+/// Linux 6.6.
+pub(crate) fn link_to_interface(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    let mut attr = FourWords {
+        words: [raw(program), ifindex, AttachType::TcxIngress as u32, 0],
+    };
+    bpf(LINK_CREATE, &mut attr).map(owned)
+}
+
 /// What a cgroup has at a hook.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct CgroupPrograms {
@@ -453,12 +463,13 @@ pub(crate) fn link_facts(link: BorrowedFd<'_>) -> io::Result<LinkFacts> {
     // `enum bpf_link_type`.
     const CGROUP: u32 = 3;
     const NETNS: u32 = 5;
+    const TCX: u32 = 11;
     // `struct bpf_link_info`: type, id, prog_id, a hole, then by type: the cgroup's id of 8 bytes or the
-    // namespace's inode of 4, and the attach type.
+    // namespace's inode of 4 or the interface's number, and the attach type.
     let info = object_info::<7>(link)?;
     let attach_type = match info[0] {
         CGROUP => Some(info[6]),
-        NETNS => Some(info[5]),
+        NETNS | TCX => Some(info[5]),
         _ => None,
     };
     Ok(LinkFacts {

@@ -195,6 +195,12 @@ fn mixed(cookie: u64, own: &State, others: &State) -> State {
         state
             .interfaces
             .extend(interfaces.filter(|key| belongs(key.netns_cookie())));
+        for (into, all) in [
+            (&mut state.virtual_interfaces, &from.virtual_interfaces),
+            (&mut state.virtual_links, &from.virtual_links),
+        ] {
+            into.extend(all.iter().filter(|key| belongs(key.netns_cookie())));
+        }
         state
             .steered
             .extend(from.steered.iter().filter(|owner| belongs(**owner)));
@@ -242,6 +248,7 @@ fn any_state() -> impl Strategy<Value = State> {
             PodFlags::DNS_ALL,
             PodFlags::INTERFACES_EXCLUDED,
             PodFlags::TPROXY,
+            PodFlags::VIRTUAL_INTERFACES,
         ],
         0..=9,
     );
@@ -268,11 +275,14 @@ fn any_state() -> impl Strategy<Value = State> {
         btree_set(port, 0..12),
         btree_set(cidr, 0..8),
         btree_set(group, 0..8),
-        btree_set(interface, 0..3),
+        (
+            btree_set(interface.clone(), 0..3),
+            btree_set(interface, 0..3),
+        ),
         prop::collection::vec(route, 0..12),
     );
     (pods, addrs, rules, steered).prop_map(
-        |(pods, addrs, (ports, cidrs, groups, interfaces, routes), steered)| State {
+        |(pods, addrs, (ports, cidrs, groups, (interfaces, virtuals), routes), steered)| State {
             addrs: addrs
                 .into_iter()
                 .map(|(host, owner)| (addr(host), owner))
@@ -283,7 +293,13 @@ fn any_state() -> impl Strategy<Value = State> {
             pods,
             ports,
             routes: routes.into_iter().collect(),
+            virtual_links: virtuals
+                .iter()
+                .filter(|key| steered.contains(&key.netns_cookie()))
+                .copied()
+                .collect(),
             steered: steered.into_iter().collect(),
+            virtual_interfaces: virtuals,
         },
     )
 }
