@@ -12,7 +12,7 @@ mod files;
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
     net::{Ipv4Addr, UdpSocket},
     os::{
@@ -30,7 +30,7 @@ use super::{
     load,
     maps::TypedMap,
     order::Place,
-    pins::Pins,
+    pins::{Pins, failed},
     sys::{self, AttachType},
     version::Version,
     way_back::{self, Families, WayBackError},
@@ -175,33 +175,25 @@ pub(super) fn file_of(
 
 /// Returns the cookies of the namespaces that have a link.
 pub(crate) fn attached(pins: &Pins) -> Result<BTreeSet<u64>, DatapathError> {
-    let dir = pins.links();
-    let files = match fs::read_dir(&dir) {
-        Ok(files) => files,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(error) => return Err(failed("reading", &dir)(error)),
-    };
-    let mut cookies = BTreeSet::new();
-    for file in files {
-        let name = file.map_err(failed("reading", &dir))?.file_name();
-        cookies.extend(name.to_str().and_then(Pins::cookie_of_netns_link));
-    }
-    Ok(cookies)
+    pins.linked(Pins::cookie_of_netns_link)
 }
 
 /// Gives every namespace that has a link an instance of the program as it is in this object.
 pub(crate) fn replace_instances(pins: &Pins, version: &Version) -> Result<(), DatapathError> {
     for cookie in attached(pins)? {
-        let pin = pins.netns_link(cookie);
-        let link = sys::open_pinned(&pin).map_err(failed("opening", &pin))?;
         let program = instance(pins, cookie, program::SK_LOOKUP, version)?;
-        match sys::update_link(link.as_fd(), program.as_fd()) {
-            // The namespace is gone.
-            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Pins::unpin(&pin)?,
-            outcome => outcome.map_err(failed("replacing the program of", &pin))?,
-        }
+        replace(&pins.netns_link(cookie), &program)?;
     }
     Ok(())
+}
+
+/// Puts another program behind a pinned link, or removes the pin of one whose place is gone.
+pub(super) fn replace(pin: &Path, program: &OwnedFd) -> Result<(), DatapathError> {
+    let link = sys::open_pinned(pin).map_err(failed("opening", pin))?;
+    match sys::update_link(link.as_fd(), program.as_fd()) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Pins::unpin(pin),
+        outcome => outcome.map_err(failed("replacing the program of", pin)),
+    }
 }
 
 /// Loads a program for one namespace, on the pinned maps.
@@ -303,12 +295,5 @@ fn refused_link(path: &Path) -> impl Fn(io::Error) -> DatapathError {
             _ => format!("attaching {} to {path}", program::SK_LOOKUP),
         };
         DatapathError::Kernel { action, source }
-    }
-}
-
-fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DatapathError {
-    move |source| DatapathError::Kernel {
-        action: format!("{action} {}", path.display()),
-        source,
     }
 }

@@ -9,6 +9,7 @@
 //! ```
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -16,6 +17,14 @@ use std::{
 use isthmus_accel_abi::{InterfaceKey, program};
 
 use crate::DatapathError;
+
+/// Returns what makes the kernel's answer the failure of an action on a file.
+pub(super) fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DatapathError {
+    move |source| DatapathError::Kernel {
+        action: format!("{action} {}", path.display()),
+        source,
+    }
+}
 
 /// In the order in which they are removed: what is not attached any more needs nothing.
 const SUBDIRS: [&str; 3] = ["links", "programs", "maps"];
@@ -91,6 +100,25 @@ impl Pins {
             cookie.parse().ok()?,
             ifindex.parse().ok()?,
         ))
+    }
+
+    /// Returns what the names of this version's links stand for, of those that `parse` knows.
+    pub(crate) fn linked<T: Ord>(
+        &self,
+        parse: fn(&str) -> Option<T>,
+    ) -> Result<BTreeSet<T>, DatapathError> {
+        let dir = self.links();
+        let files = match fs::read_dir(&dir) {
+            Ok(files) => files,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            Err(error) => return Err(failed("reading", &dir)(error)),
+        };
+        let mut found = BTreeSet::new();
+        for file in files {
+            let name = file.map_err(failed("reading", &dir))?.file_name();
+            found.extend(name.to_str().and_then(parse));
+        }
+        Ok(found)
     }
 
     pub(crate) fn make_dirs(&self) -> Result<(), DatapathError> {

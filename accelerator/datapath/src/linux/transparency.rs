@@ -13,7 +13,9 @@ use std::{
 };
 
 use isthmus_accel_abi::PodConfig;
+use nix::sys::socket::{setsockopt, sockopt::IpTransparent};
 
+use super::pins::failed;
 use crate::DatapathError;
 
 /// `TCP_LISTEN`, as the kernel's tables have it.
@@ -113,7 +115,10 @@ fn grant(inodes: &BTreeSet<u64>) -> Result<BTreeSet<u64>, DatapathError> {
             if !inodes.contains(&inode) || found.contains(&inode) {
                 continue;
             }
-            let granted = copy_of(process, fd).and_then(|socket| set_transparent(&socket));
+            let granted = copy_of(process, fd).and_then(|socket| {
+                // For IPv6 it is the same bit.
+                setsockopt(&socket, IpTransparent, &true).map_err(io::Error::from)
+            });
             match granted {
                 Ok(()) => found.extend([inode]),
                 // It was closed, or its process is gone.
@@ -153,34 +158,6 @@ fn owned(answer: libc::c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(answer).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-// For IPv6 it is the same bit.
-fn set_transparent(socket: &OwnedFd) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let len = libc::socklen_t::try_from(size_of_val(&on)).expect("four bytes");
-    // SAFETY: a pointer to an integer and its length.
-    let answer = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_IP,
-            libc::IP_TRANSPARENT,
-            (&raw const on).cast(),
-            len,
-        )
-    };
-    if answer == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DatapathError {
-    move |source| DatapathError::Kernel {
-        action: format!("{action} {}", path.display()),
-        source,
-    }
 }
 
 #[cfg(test)]

@@ -11,19 +11,18 @@
 
 use std::{
     collections::BTreeSet,
-    ffi::CStr,
-    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
     path::Path,
 };
 
 use isthmus_accel_abi::{InterfaceKey, PodConfig, VIRTUAL_MARK, program};
+use nix::net::if_::if_indextoname;
 
 use super::{
     kernel_version::KernelVersion,
     netns::{self, Presence},
-    pins::Pins,
+    pins::{Pins, failed},
     sys,
     transparency::Transparency,
     version::Version,
@@ -109,31 +108,14 @@ pub(crate) fn keep_up(
 
 /// Returns the interfaces that have a link.
 pub(crate) fn attached(pins: &Pins) -> Result<BTreeSet<InterfaceKey>, DatapathError> {
-    let dir = pins.links();
-    let files = match fs::read_dir(&dir) {
-        Ok(files) => files,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(error) => return Err(failed("reading", &dir)(error)),
-    };
-    let mut interfaces = BTreeSet::new();
-    for file in files {
-        let name = file.map_err(failed("reading", &dir))?.file_name();
-        interfaces.extend(name.to_str().and_then(Pins::key_of_interface_link));
-    }
-    Ok(interfaces)
+    pins.linked(Pins::key_of_interface_link)
 }
 
 /// Gives every interface that has a link an instance of the program as it is in this object.
 pub(crate) fn replace_instances(pins: &Pins, version: &Version) -> Result<(), DatapathError> {
     for key in attached(pins)? {
-        let pin = pins.interface_link(key);
-        let link = sys::open_pinned(&pin).map_err(failed("opening", &pin))?;
         let program = netns::instance(pins, key.netns_cookie(), program::VIRTUAL, version)?;
-        match sys::update_link(link.as_fd(), program.as_fd()) {
-            // The interface is gone.
-            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Pins::unpin(&pin)?,
-            outcome => outcome.map_err(failed("replacing the program of", &pin))?,
-        }
+        netns::replace(&pins.interface_link(key), &program)?;
     }
     Ok(())
 }
@@ -196,21 +178,8 @@ fn policy(interfaces: impl Iterator<Item = String>) -> Policy {
 
 // `None` for one that is gone.
 fn name_here(ifindex: u32) -> Option<String> {
-    let mut name = [0_u8; libc::IF_NAMESIZE];
-    // SAFETY: a buffer of the size that the call asks for.
-    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
-    if found.is_null() {
-        return None;
-    }
-    let name = CStr::from_bytes_until_nul(&name).ok()?;
+    let name = if_indextoname(ifindex).ok()?;
     Some(name.to_string_lossy().into_owned())
-}
-
-fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DatapathError {
-    move |source| DatapathError::Kernel {
-        action: format!("{action} {}", path.display()),
-        source,
-    }
 }
 
 #[cfg(test)]
